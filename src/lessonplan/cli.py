@@ -1,0 +1,365 @@
+"""The command line: parses, calls, prints. Bad input ends in one message and exit status 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lessonplan.errors import InputError
+from lessonplan.orders import STRATEGIES
+
+# What a command needs beyond the orders is imported in the command: `--help` must not wait for
+# torch.
+
+app = typer.Typer(
+    help="In what order should a model see its fine-tuning data, and does the order really help?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Data = Annotated[
+    str, typer.Argument(metavar="DATA", help="Built-in name, preset, hub id, or file.")
+]
+StrategyOption = Annotated[
+    str, typer.Option("--strategy", "-s", help=f"One of: {', '.join(STRATEGIES)}.")
+]
+SeedOption = Annotated[int, typer.Option(help="Seed of the order and of the training.")]
+SplitOption = Annotated[str | None, typer.Option(help="Part of the data, such as train or test.")]
+BadRowsOption = Annotated[str, typer.Option(help="error, or drop rows that cannot be used.")]
+ColumnsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        help="ours=theirs for question, options, answer, id, category or difficulty; several "
+        "option columns as options=a,b,c. May be given several times.",
+    ),
+]
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Preset, folder, .gguf or hub id.")]
+ScoringOption = Annotated[str, typer.Option(help="cloze or letter.")]
+ScoreOption = Annotated[str, typer.Option(help="sum, per_token, per_byte or unconditional.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="key=value changes a setting; may be given several times."),
+]
+TrustOption = Annotated[bool, typer.Option(help="Run code that lies beside a model's weights.")]
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A study file (YAML).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The study's folder.")],
+    settings: SetOption = None,
+) -> None:
+    """Run what a study lacks, then write its report. Stop and start it as you like."""
+    from lessonplan.progress import StudyProgress
+    from lessonplan.study import load_study, run_study
+
+    configured = load_study(file, settings or [])
+    with StudyProgress() as watch:
+        run_study(configured, out, watch)
+    _report(out)
+    if watch.failures:
+        _say(f"{len(watch.failures)} runs failed; starting the study again tries them again.")
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder.")],
+) -> None:
+    """Say what a study has done and what it lacks."""
+    from lessonplan.study.status import status_table
+
+    _print(status_table(folder))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder.")],
+) -> None:
+    """Write the report of a study, finished or not."""
+    _report(folder)
+
+
+@app.command()
+def compare(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILES", help="Tables with columns id, arm, seed, correct or value."
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for a report.")] = None,
+    baseline: Annotated[
+        str, typer.Option(help="The arm that gains are measured against.")
+    ] = "random",
+) -> None:
+    """Compare results made anywhere: the same statistics and report as for a study."""
+    from lessonplan.report import write_report
+    from lessonplan.statistics import compare as compare_tables
+
+    comparison = compare_tables(files, baseline=baseline)
+    _print(comparison)
+    if out is not None:
+        _say(f"report: {write_report(comparison.record, out)}")
+
+
+@app.command()
+def order(
+    data: Data,
+    strategy: StrategyOption,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="File to write (.jsonl, .csv, .parquet).")
+    ],
+    category: Annotated[str | None, typer.Option(help="Column with the category.")] = None,
+    difficulty: Annotated[str | None, typer.Option(help="Column with the difficulty.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
+    blocks: Annotated[str, typer.Option(help="Rounds of interleaving, or band.")] = "3",
+    bands: Annotated[
+        str | None, typer.Option(help="Difficulty bands: a number, or thresholds as 0.3,0.6.")
+    ] = None,
+    category_order: Annotated[
+        str, typer.Option(help="drawn, alphabetical, size, difficulty, or all names as a,b,c.")
+    ] = "drawn",
+    hardest_first: Annotated[
+        bool, typer.Option("--hardest-first", help="From hard to easy.")
+    ] = False,
+    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 1,
+    each: Annotated[str, typer.Option(help="same or anew: the order of each pass.")] = "same",
+    repeat: Annotated[int, typer.Option(help="Times that each group is shown in a row.")] = 1,
+    split: SplitOption = None,
+) -> None:
+    """Put the rows of a table (any columns, all kept) in a strategy's order."""
+    from lessonplan.data import (
+        count_rows,
+        load_questions,
+        read_columns,
+        write_ordered,
+        write_table,
+    )
+    from lessonplan.orders import order as make_order
+
+    # A file is any table; a named data set is questions, with their own labels.
+    questions = None if Path(data).exists() else load_questions(data, split=split)
+    labels: dict[str, Any] = {}
+    for kind, column in (("category", category), ("difficulty", difficulty)):
+        if questions is not None and getattr(STRATEGIES.get(strategy), f"uses_{kind}", False):
+            labels[kind] = questions[column or kind][:]
+        elif column is not None:
+            labels[kind] = read_columns(data, [column])[column]
+    permutation = make_order(
+        strategy,
+        count_rows(data) if questions is None else len(questions),
+        seed=seed,
+        blocks="band" if blocks == "band" else _integer("--blocks", blocks),
+        bands=None if bands is None else _bands(bands),
+        category_order=category_order.split(",") if "," in category_order else category_order,
+        hardest_first=hardest_first,
+        epochs=epochs,
+        each=each,  # type: ignore[arg-type]
+        repeat=repeat,
+        **labels,
+    )
+    if questions is None:
+        write_ordered(data, out, permutation)
+    else:
+        write_table(questions.select(permutation), out)
+    _say(f"{len(permutation)} rows in {strategy} order: {out}")
+
+
+@app.command()
+def train(
+    data: Data,
+    strategy: StrategyOption,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the adapter.")],
+    model: ModelOption = "smollm2-135m",
+    seed: SeedOption = 0,
+    split: SplitOption = None,
+    column: ColumnsOption = None,
+    bad_rows: BadRowsOption = "error",
+    scoring: ScoringOption = "cloze",
+    score: ScoreOption = "per_token",
+    settings: SetOption = None,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Fine-tune a model in a strategy's order and save the adapter (PEFT format).
+
+    --set changes the recipe: --set learning_rate=1e-3 --set adapter.layers=8.
+    """
+    from lessonplan.data import load_questions
+    from lessonplan.progress import step_bar
+    from lessonplan.training.recipe import read_recipe, read_scoring
+
+    recipe = read_recipe(settings or [])
+    form = read_scoring(scoring, score)
+    questions = load_questions(data, split=split, columns=_columns(column), bad_rows=bad_rows)
+    from lessonplan.training.train import train as train_model
+
+    with step_bar(len(questions) * recipe.epochs) as on_step:
+        log = train_model(
+            questions,
+            model,
+            strategy,
+            out,
+            seed=seed,
+            recipe=recipe,
+            scoring=form,
+            trust_remote_code=trust_remote_code,
+            on_step=on_step,
+        )
+    first, last = log.losses[0], log.losses[-1]
+    _say(f"loss {first:.3f} at the first step, {last:.3f} at the last; adapter: {out}")
+
+
+@app.command()
+def evaluate(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Predictions (.parquet, .jsonl, .csv).")],
+    model: ModelOption = "smollm2-135m",
+    adapter: Annotated[Path | None, typer.Option(help="A LoRA adapter's folder.")] = None,
+    scoring: ScoringOption = "cloze",
+    score: ScoreOption = "per_token",
+    split: SplitOption = None,
+    column: ColumnsOption = None,
+    bad_rows: BadRowsOption = "error",
+    settings: SetOption = None,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Score a model, with or without an adapter, and write its predictions."""
+    import numpy as np
+
+    from lessonplan.data import load_questions, write_table
+    from lessonplan.evaluation import accuracy, weighted_f1
+    from lessonplan.evaluation.predict import evaluate as evaluate_model
+    from lessonplan.training.recipe import read_recipe, read_scoring
+
+    recipe = read_recipe(settings or [])
+    form = read_scoring(scoring, score)
+    questions = load_questions(data, split=split, columns=_columns(column), bad_rows=bad_rows)
+    table = evaluate_model(
+        questions,
+        model,
+        adapter=adapter,
+        scoring=form,
+        recipe=recipe,
+        trust_remote_code=trust_remote_code,
+    )
+    write_table(table, out)
+    answers, chosen = (np.asarray(table[name].to_numpy()) for name in ("answer", "chosen"))
+    _say(
+        f"{len(table)} questions: accuracy {accuracy(answers, chosen):.3f}, weighted F1 "
+        f"{weighted_f1(answers, chosen):.3f}; predictions: {out}"
+    )
+
+
+@app.command()
+def strategies() -> None:
+    """List the strategies."""
+    _list({name: strategy.summary for name, strategy in STRATEGIES.items()})
+
+
+@app.command()
+def models() -> None:
+    """List the models that have names."""
+    from lessonplan.models import PRESETS
+
+    _list({name: preset.summary for name, preset in PRESETS.items()})
+
+
+@app.command()
+def datasets() -> None:
+    """List the data that have names."""
+    from lessonplan.data import DATASETS
+
+    _list(DATASETS)
+
+
+def main() -> None:
+    """Run the command line; every documented error becomes one message and a status."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            "\nstopped; what was finished is kept, and the same command goes on.", file=sys.stderr
+        )
+        sys.exit(130)
+
+
+def _report(folder: Path) -> None:
+    from lessonplan.report import write_report
+    from lessonplan.statistics import analyse, verdict
+    from lessonplan.study import read_record
+    from lessonplan.study.store import open_folder
+
+    record = read_record(folder)
+    page = write_report(record, open_folder(folder).report)
+    found = verdict(record, analyse(record))
+    _say("\n".join([*found.sentences, *found.caveats]))
+    _say(f"report: {page}")
+
+
+def _columns(pairs: list[str] | None) -> dict[str, Any] | None:
+    if not pairs:
+        return None
+    columns: dict[str, Any] = {}
+    for pair in pairs:
+        ours, equals, theirs = pair.partition("=")
+        if not equals:
+            raise InputError(f"--column takes ours=theirs, such as answer=label, not {pair!r}.")
+        columns[ours] = theirs.split(",") if ours == "options" and "," in theirs else theirs
+    return columns
+
+
+def _bands(text: str) -> int | list[float]:
+    if text.isdigit():
+        return int(text)
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--bands takes a number, or thresholds as 0.3,0.6, not {text!r}."
+        ) from None
+
+
+def _integer(option: str, text: str) -> int:
+    if not text.isdigit():
+        raise InputError(f"{option} takes a whole number or 'band', not {text!r}.")
+    return int(text)
+
+
+def _list(entries: dict[str, str]) -> None:
+    width = max(map(len, entries))
+    for name, summary in entries.items():
+        print(f"{name:{width}}  {summary}")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _print(thing: Any) -> None:
+    from rich.console import Console
+
+    Console().print(thing)
+
+
+def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
+    if not issubclass(category, DeprecationWarning | FutureWarning):
+        print(f"note: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

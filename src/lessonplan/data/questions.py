@@ -1,0 +1,814 @@
+"""Multiple-choice questions from anywhere, in one form: a `datasets.Dataset` of fixed columns.
+
+A publisher's format is a mapping from our columns to theirs; everything else (which base an answer
+has, which rows are broken) is read from the whole column and checked in one place.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import warnings
+import zipfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lessonplan import seeds
+from lessonplan.data import icd10cm, tables
+from lessonplan.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+COLUMNS = ("id", "question", "options", "answer", "category", "difficulty")
+
+# What `lessonplan datasets` lists.
+DATASETS = {
+    "icd10cm": "built in: about 1,800 questions on ICD-10-CM, five options, chapter as category",
+    "medmcqa": "hub openlifescienceai/medmcqa: Indian medical entrance exams, four options",
+    "medqa": "hub GBaker/MedQA-USMLE-4-options: US licensing exam, four options",
+    "medqa-5": "hub bigbio/med_qa: US licensing exam, five options",
+    "lek": "Polish final exam in English, five options; not public, pass your own CSV file",
+}
+HUB = {
+    "medmcqa": "openlifescienceai/medmcqa",
+    "medqa": "GBaker/MedQA-USMLE-4-options",
+    "medqa-5": "bigbio/med_qa",
+}
+
+# Our column -> theirs. Where a format has no own name for id, category or difficulty, a column of
+# that very name is used if there is one.
+FORMATS: dict[str, dict[str, Any]] = {
+    "medmcqa": {
+        "question": "question",
+        "options": ["opa", "opb", "opc", "opd"],
+        "answer": "cop",
+        "category": "subject_name",
+    },
+    "medqa": {"question": "question", "options": "options", "answer": "answer_idx"},
+    "lek": {
+        "question": "prompt",
+        "options": ["A", "B", "C", "D", "E"],
+        "answer": "Answer",
+        "category": "Category",
+        "difficulty": "Difficulty",
+    },
+    "columns": {"question": "question", "options": "options", "answer": "answer"},
+}
+REQUIRED = ("question", "options", "answer")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def question_features() -> Any:
+    """Return the columns of a question set and their types, as `datasets.Features`.
+
+    Also to be had as ``QUESTION_FEATURES``.
+    """
+    from datasets import Features, List, Value
+
+    return Features(
+        {
+            "id": Value("string"),
+            "question": Value("string"),
+            "options": List(Value("string")),
+            "answer": Value("int64"),
+            "category": Value("string"),
+            "difficulty": Value("float64"),
+        }
+    )
+
+
+def __getattr__(name: str) -> Any:
+    # Made on use: importing `datasets` takes a second, which `lessonplan --help` has not.
+    if name == "QUESTION_FEATURES":
+        return question_features()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What came out of a source.
+
+    Attributes:
+        questions: the questions, in the source's order.
+        source: what was read, in words.
+        rows: how many rows the source has.
+        dropped: reason -> number of rows left out.
+        notes: sentences for the report, one for everything that was not taken as it stood.
+    """
+
+    questions: Dataset
+    source: str
+    rows: int
+    dropped: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A source before it is understood: columns as lists, and how to speak of it."""
+
+    table: tables.Table
+    source: str
+    preset: str | None = None
+    original: Any = None  # the Dataset itself, whose kept columns keep their types
+
+
+def load_questions(
+    source: str | os.PathLike[str] | Dataset,
+    *,
+    split: str | None = None,
+    columns: Mapping[str, Any] | None = None,
+    format: str = "auto",
+    bad_rows: str = "error",
+    keep: Sequence[str] = (),
+    answer_base: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Return the questions of `read_questions`, with its notes as warnings."""
+    reading = read_questions(
+        source,
+        split=split,
+        columns=columns,
+        format=format,
+        bad_rows=bad_rows,
+        keep=keep,
+        answer_base=answer_base,
+        seed=seed,
+    )
+    for note in reading.notes:
+        warnings.warn(note, stacklevel=2)
+    return reading.questions
+
+
+def read_questions(
+    source: str | os.PathLike[str] | Dataset,
+    *,
+    split: str | None = None,
+    columns: Mapping[str, Any] | None = None,
+    format: str = "auto",
+    bad_rows: str = "error",
+    keep: Sequence[str] = (),
+    answer_base: int | None = None,
+    seed: int = 0,
+) -> Reading:
+    """Read multiple-choice questions from a built-in bank, a file, a folder, or the hub.
+
+    Args:
+        source: a path (which wins over the names that follow), ``"icd10cm"``, a preset of
+            `DATASETS`, a hub id ``owner/name`` or ``hf://datasets/owner/name[/file]``, or a
+            `datasets.Dataset`.
+        split: which split of a source that has several.
+        columns: our names -> the table's, over what the format says. Keys are id, question,
+            options (a column of lists, or a list of columns), answer, category, difficulty.
+        format: ``"medmcqa"``, ``"medqa"``, ``"lek"``, ``"columns"`` (by name or mapping), or
+            ``"auto"``: recognised by the columns.
+        bad_rows: ``"error"`` raises on rows that cannot be used, ``"drop"`` leaves them out.
+        keep: further columns of the table to keep, unchanged.
+        answer_base: 0 or 1 for answers that are indices, where the column leaves it open.
+        seed: the seed of the built-in bank.
+
+    Returns:
+        Questions with the columns of `COLUMNS`, then those of `keep`. Without an id column, the
+        id is the 0-based row number in the source, whatever is dropped.
+
+    Raises:
+        InputError: anything that cannot be read or understood. The message names the place.
+    """
+    if bad_rows not in ("error", "drop"):
+        raise InputError(f"bad_rows is 'error' or 'drop', not {bad_rows!r}.")
+    if format != "auto" and format not in FORMATS:
+        raise InputError(
+            f"There is no format {format!r}.{nearest(format, FORMATS)} "
+            f"Formats are auto, {', '.join(FORMATS)}."
+        )
+    if answer_base not in (None, 0, 1):
+        raise InputError(f"answer_base is 0 or 1, not {answer_base!r}.")
+    for key in columns or {}:
+        if key not in COLUMNS:
+            raise InputError(
+                f"columns: {key!r} is no column of a question.{nearest(key, COLUMNS)} "
+                f"Those are {', '.join(COLUMNS)}."
+            )
+
+    if isinstance(source, (str, os.PathLike)) and not Path(source).exists():
+        name = os.fspath(source)
+        if name == "icd10cm":
+            if columns or format != "auto" or answer_base is not None:
+                raise InputError("icd10cm is built in: columns, format, answer_base do not apply.")
+            return _read_bank(split, keep, seed)
+        raw = _open_named(name, split)
+    elif isinstance(source, (str, os.PathLike)):
+        raw = _open_path(Path(source), split)
+    else:
+        raw = _open_dataset(source, split, "the dataset")
+    return _understand(raw, columns or {}, format, bad_rows, keep, answer_base)
+
+
+def folds(n: int, k: int, seed: int) -> NDArray[np.int64]:
+    """Deal n questions into k folds.
+
+    Args:
+        n: number of questions.
+        k: number of folds, 2 or more.
+        seed: the seed; the stream is ``"folds"``.
+
+    Returns:
+        int64[n], the fold (0 to k - 1) of each question; sizes differ by at most one.
+
+    Raises:
+        InputError: fewer than two folds, or more folds than questions.
+    """
+    if not 2 <= k <= n:
+        raise InputError(f"{n} questions cannot be dealt into {k} folds; 2 to {n} are possible.")
+    return seeds.stream(seed, "folds").permutation(np.arange(n, dtype=np.int64) % k)
+
+
+def sample(questions: Dataset, n: int, seed: int) -> Dataset:
+    """Return n random questions in their original order.
+
+    Raises:
+        InputError: there are fewer than n, or n is below 1.
+    """
+    if not 1 <= n <= len(questions):
+        raise InputError(f"Cannot draw {n} questions from {len(questions)}.")
+    rows = seeds.stream(seed, "sample").permutation(len(questions))[:n]
+    return questions.select(np.sort(rows))
+
+
+def overlap(training: Dataset, evaluation: Dataset) -> list[str]:
+    """Return the ids of evaluation questions that stand in the training set too.
+
+    Two questions are the same if their texts have the same words in the same order, whatever the
+    case, punctuation and white space, and their options have at least half of all their words in
+    common. The options count because unlike questions share texts such as "Which of the following
+    is true?"; half of the words, because files repeat a question with an option reworded.
+    """
+    known = Seen()
+    for question, options in zip(training["question"], training["options"], strict=True):
+        known.add(question, options)
+    rows = zip(evaluation["id"], evaluation["question"], evaluation["options"], strict=True)
+    return [i for i, question, options in rows if known.has(question, options)]
+
+
+class Seen:
+    """The questions met so far, to find those that come again, by the rule of `overlap`."""
+
+    def __init__(self) -> None:
+        self._option_words: dict[tuple[str, ...], list[set[str]]] = defaultdict(list)
+
+    def add(self, question: str, options: Sequence[str]) -> None:
+        """Remember a question."""
+        self._option_words[tuple(_words(question))].append(set(_words(" ".join(options))))
+
+    def has(self, question: str, options: Sequence[str]) -> bool:
+        """Tell whether the same question was added before."""
+        words = set(_words(" ".join(options)))
+        others = self._option_words.get(tuple(_words(question)), [])
+        return any(2 * len(words & other) >= len(words | other) for other in others)
+
+
+def _words(text: str) -> list[str]:
+    # Signs of arithmetic stay: "2 + 2" and "2 / 2" are not the same question.
+    return re.findall(r"\w+|[^\w\s.,;:?!'\"’“”()\[\]{}…–—-]", text.casefold())
+
+
+# ---- Sources -------------------------------------------------------------------------------------
+
+
+def _read_bank(split: str | None, keep: Sequence[str], seed: int) -> Reading:
+    bank = icd10cm.build(seed)
+    if split is not None:
+        if split not in ("train", "test"):
+            raise InputError(f"icd10cm has the splits train and test, not {split!r}.")
+        bank = bank.select(np.flatnonzero(np.array(bank["split"]) == split))
+    for name in keep:
+        if name not in bank.column_names:
+            raise InputError(tables.missing_column("icd10cm", name, bank.column_names))
+    source = f"icd10cm (built in, seed {seed}, {icd10cm.version()})"
+    further = [name for name in dict.fromkeys(keep) if name not in COLUMNS]
+    return Reading(bank.select_columns([*COLUMNS, *further]), source, len(bank))
+
+
+def _open_named(name: str, split: str | None) -> Raw:
+    """Open what is no existing path: a preset or something on the hub."""
+    if name == "lek":
+        raise InputError(
+            "lek is not public, so it cannot be loaded by name. Pass your CSV file with the "
+            "columns prompt, A, B, C, D, E, Answer, Category, Difficulty (the share of test takers "
+            "who answered right)."
+        )
+    if name == "medqa-5":
+        return _open_medqa_5(split)
+    if name in HUB:
+        return _open_hub(HUB[name], split, name)
+    address = re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)(?:/(.+))?", name)
+    if address and address[2]:
+        path = _download(address[1], address[2], name)
+        return Raw(tables.read_table(path), name)
+    if address:
+        return _open_hub(address[1], split, name)
+    if tables.table_format(name) is None and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return _open_hub(name, split, name)
+    folder = Path(name).parent
+    siblings = [str(folder / p.name) for p in folder.iterdir()] if folder.is_dir() else []
+    raise InputError(
+        f"There is no file {name}, nor a data set of that name."
+        f"{nearest(name, [*DATASETS, *siblings])} Known by name are {', '.join(DATASETS)}; a data "
+        f"set on the Hugging Face hub is given as owner/name."
+    )
+
+
+def _open_path(path: Path, split: str | None) -> Raw:
+    if path.is_dir():
+        return _open_hub(str(path), split, str(path))
+    if split is not None:
+        raise InputError(f"{path} is one file and has no splits; leave out split={split!r}.")
+    return Raw(tables.read_table(path), str(path))
+
+
+def _open_hub(repository: str, split: str | None, name: str) -> Raw:
+    """Load a hub repository, or a local folder in the hub's layout."""
+    import datasets
+
+    try:
+        parts = datasets.load_dataset(repository)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise InputError(
+            f"{name}: the Hugging Face hub has no data set {repository} that you may read. "
+            f"({_first_line(error)})"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        if Path(repository).is_dir():
+            raise InputError(f"The folder {repository} cannot be read: {_first_line(error)}") from (
+                error
+            )
+        raise _unreachable(name, repository, error) from error
+    raw = _open_dataset(parts, split, name)
+    return Raw(raw.table, raw.source, preset=name if name in HUB else None, original=raw.original)
+
+
+def _open_dataset(dataset: Any, split: str | None, source: str) -> Raw:
+    import datasets
+
+    if isinstance(dataset, dict):  # a DatasetDict
+        if split is None and len(dataset) == 1:
+            split = next(iter(dataset))
+        if split not in dataset:
+            found = "several splits" if split is None else f"no split {split!r}"
+            raise InputError(
+                f"{source} has {found}.{nearest(split or '', dataset)} "
+                f"Say which one with split: {', '.join(dataset)}."
+            )
+        dataset, source = dataset[split], f"{source} ({split})"
+    elif split is not None:
+        raise InputError(f"{source} has no splits; leave out split={split!r}.")
+    if not isinstance(dataset, datasets.Dataset):
+        raise InputError(
+            f"{source}: expected a path, a name or a datasets.Dataset, found "
+            f"{type(dataset).__name__}."
+        )
+    plain = dataset.with_format(None)
+    columns = {}
+    for name in plain.column_names:
+        values, feature = list(plain[name]), plain.features[name]
+        # Publishers store categories as class numbers. Answers are numbers by nature, and -1, a
+        # missing answer, has no name.
+        if isinstance(feature, datasets.ClassLabel) and name != FORMATS["medmcqa"]["answer"]:
+            values = [None if v is None or v < 0 else feature.int2str(v) for v in values]
+        columns[name] = values
+    return Raw(tables.Table(columns, None), source, original=plain)
+
+
+def _open_medqa_5(split: str | None) -> Raw:
+    """Read five-option MedQA out of the archive of its repository.
+
+    Its loading script is never run (`datasets` runs none any more); the publisher's files are in
+    the archive.
+    """
+    files = {"train": "train", "validation": "dev", "test": "test"}
+    if split not in files:
+        found = "several splits" if split is None else f"no split {split!r}"
+        raise InputError(
+            f"medqa-5 has {found}.{nearest(split or '', files)} "
+            f"Say which one with split: {', '.join(files)}."
+        )
+    archive = _download(HUB["medqa-5"], "data_clean.zip", "medqa-5")
+    wanted = f"questions/US/{files[split]}.jsonl"
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            member = next((n for n in packed.namelist() if n.endswith(wanted)), None)
+            if member is None:
+                raise InputError(
+                    f"medqa-5: data_clean.zip of {HUB['medqa-5']} holds no {wanted} any more. "
+                    f"Pass that file as a local file instead."
+                )
+            raw = packed.read(member)
+    except zipfile.BadZipFile as error:
+        raise InputError(f"medqa-5: {archive} is not a zip archive.") from error
+    table = tables.parse_json_lines(raw.decode("utf-8-sig"), Path(member))
+    return Raw(table, f"medqa-5 ({split})", preset="medqa-5")
+
+
+def _download(repository: str, filename: str, name: str) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, filename, repo_type="dataset"))
+    except LocalEntryNotFoundError as error:  # neither in the cache nor to be reached
+        raise _unreachable(name, repository, error) from error
+    except (EntryNotFoundError, RepositoryNotFoundError) as error:
+        raise InputError(f"{name}: the hub has no file {filename} in {repository}.") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unreachable(name, repository, error) from error
+
+
+def _unreachable(name: str, repository: str, error: Exception) -> InputError:
+    return InputError(
+        f"{name}: the Hugging Face hub could not give the data set {repository} "
+        f"({type(error).__name__}: {_first_line(error)}). If you have no connection, download the "
+        f"file elsewhere and pass its path (.jsonl, .json, .csv, .parquet, or a folder as on the "
+        f"hub) instead of the name."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# ---- From columns to questions -------------------------------------------------------------------
+
+
+def _understand(
+    raw: Raw,
+    columns: Mapping[str, Any],
+    format: str,
+    bad_rows: str,
+    keep: Sequence[str],
+    answer_base: int | None,
+) -> Reading:
+    found = raw.table.columns
+    n = tables.row_count(found)
+    if n == 0:
+        raise InputError(f"{raw.source} holds no rows.")
+    if format == "auto":
+        format = _recognise(found)
+    mapping = _mapping(raw.source, found, format, columns)
+    for name in keep:
+        if name not in found:
+            raise InputError(tables.missing_column(raw.source, name, found))
+        if name in COLUMNS and mapping.get(name) != name:
+            raise InputError(
+                f"keep: {raw.source} has a column {name!r}, but {name!r} is a column of a question "
+                f"and comes from {mapping.get(name)!r}. Rename the file's column."
+            )
+
+    faults: dict[int, str] = {}  # row -> the first thing wrong with it
+    texts = [_text(v) for v in found[mapping["question"]]]
+    options, keys = _options(found, mapping["options"], n)
+    for i in range(n):
+        if not texts[i]:
+            faults[i] = "empty question"
+        elif fault := _options_fault(options[i]):
+            faults[i] = fault
+
+    own = FORMATS["medmcqa"]["answer"]
+    values = [_answer_value(v) for v in found[mapping["answer"]]]
+    unlabelled = (
+        {i for i in range(n) if values[i] == -1}
+        if format == "medmcqa" and mapping["answer"] == own
+        else set()
+    )
+    if len(unlabelled) == n:
+        raise InputError(f"{raw.source} is unlabelled: {own} is -1 in all {n} rows.")
+    if answer_base is None and raw.preset == "medmcqa":
+        answer_base = 0
+    answers = _answers(
+        raw.source,
+        mapping["answer"],
+        [None if i in unlabelled else value for i, value in enumerate(values)],
+        options,
+        keys,
+        answer_base,
+        zero_based=all(mapping.get(name) == name for name in COLUMNS),
+    )
+    difficulty = _difficulty(found, mapping, format, n)
+    for i in range(n):
+        if i in unlabelled:
+            continue
+        if values[i] is None:
+            faults.setdefault(i, "no answer")
+        elif answers[i] is None:
+            faults.setdefault(i, "answer outside the options")
+        if difficulty[i] is not None and not math.isfinite(difficulty[i]):
+            faults.setdefault(i, "difficulty that is no number")
+
+    identifiers = [str(i) for i in range(n)]
+    if "id" in mapping:
+        identifiers = [_text(v) for v in found[mapping["id"]]]
+    _mark_repeats(faults, unlabelled, identifiers, texts, options)
+    good = [i for i in range(n) if i not in faults and i not in unlabelled]
+    dropped, notes = _account(raw, faults, unlabelled, bad_rows)
+    if not good:
+        raise InputError(f"{raw.source}: no row is left. {' '.join(notes)}")
+
+    from datasets import Dataset, concatenate_datasets
+
+    category = found[mapping["category"]] if "category" in mapping else [None] * n
+    questions = Dataset.from_dict(
+        {
+            "id": [identifiers[i] for i in good],
+            "question": [texts[i] for i in good],
+            "options": [options[i] for i in good],
+            "answer": [answers[i] for i in good],
+            "category": [_text(category[i]) or None for i in good],
+            "difficulty": [difficulty[i] for i in good],
+        },
+        features=question_features(),
+    )
+    further = [name for name in dict.fromkeys(keep) if name not in COLUMNS]
+    if further and raw.original is not None:
+        kept = raw.original.select_columns(further).select(good)
+        questions = concatenate_datasets([questions, kept], axis=1)
+    elif further:
+        import pyarrow as pa
+
+        try:
+            kept = Dataset.from_dict({name: [found[name][i] for i in good] for name in further})
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise InputError(
+                f"{raw.source}: a column to keep mixes kinds of values ({error})."
+            ) from error
+        questions = concatenate_datasets([questions, kept], axis=1)
+    return Reading(questions, raw.source, n, dropped, notes)
+
+
+def _recognise(found: Mapping[str, Any]) -> str:
+    for name in ("medmcqa", "medqa", "lek"):
+        needed = [FORMATS[name][key] for key in REQUIRED]
+        if all(c in found for c in _flat(needed)):
+            return name
+    return "columns"
+
+
+def _flat(names: Sequence[Any]) -> list[str]:
+    return [c for name in names for c in ([name] if isinstance(name, str) else name)]
+
+
+def _mapping(
+    source: str, found: dict[str, list[Any]], format: str, columns: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return our column -> theirs, all of them present in the table."""
+    mapping: dict[str, Any] = {}
+    for key in COLUMNS:
+        own = FORMATS[format].get(key, key)
+        name = columns.get(key, own)
+        if key in columns or key in REQUIRED:
+            if not isinstance(name, str) and (key != "options" or not isinstance(name, Sequence)):
+                raise InputError(f"columns: {key} has to be the name of a column, not {name!r}.")
+            for column in _flat([name]):
+                if column not in found:
+                    hint = "" if key in columns else " Say what it is called with columns."
+                    raise InputError(tables.missing_column(source, column, found) + hint)
+            mapping[key] = name
+        elif name in found:
+            mapping[key] = name
+        elif key in found:
+            mapping[key] = key
+    return mapping
+
+
+def _text(value: Any) -> str:
+    """Return a cell as text: without outer white space, empty where it is missing."""
+    if tables.is_missing(value):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))  # whole numbers turn to floats in a column with gaps
+    return str(value).strip()
+
+
+def _options(
+    found: dict[str, list[Any]], columns: str | Sequence[str], n: int
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Return each row's option texts, and the letters that its answer may name them by."""
+    if not isinstance(columns, str):
+        # A file may call its columns opa, opb: the letter is the place.
+        texts = [[_text(found[name][i]) for name in columns] for i in range(n)]
+        return texts, [list(LETTERS[: len(columns)])] * n
+    options: list[list[str]] = []
+    keys: list[list[str]] = []
+    for cell in found[columns]:
+        if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
+            try:
+                cell = json.loads(cell)  # how a list stands in a CSV
+            except ValueError:
+                cell = None
+        if isinstance(cell, (list, tuple, np.ndarray)):
+            pairs = list(zip(LETTERS, cell, strict=False))
+            if cell and all(isinstance(entry, dict) for entry in cell):
+                pairs = [(_text(e.get("key")), e.get("value")) for e in cell]
+        elif isinstance(cell, dict):
+            # Arrow gives every row the keys of all rows, with None for those it lacks.
+            pairs = sorted((_text(k), v) for k, v in cell.items() if v is not None)
+        else:
+            pairs = []
+        options.append([_text(value) for _, value in pairs])
+        keys.append([key.upper() for key, _ in pairs])
+    return options, keys
+
+
+def _options_fault(options: list[str]) -> str | None:
+    if len(options) < 2:
+        return "fewer than two options"
+    if not all(options):
+        return "empty option"
+    if len(set(options)) < len(options):
+        return "identical options"
+    return None
+
+
+def _answer_value(value: Any) -> int | str | None:
+    """Return a whole number, text, or None for a missing answer."""
+    if isinstance(value, (list, tuple)) and len(value) == 1:
+        value = value[0]
+    if tables.is_missing(value):
+        return None
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return str(value).strip()
+
+
+def _answers(
+    source: str,
+    column: str,
+    values: list[int | str | None],
+    options: list[list[str]],
+    keys: list[list[str]],
+    answer_base: int | None,
+    zero_based: bool,
+) -> list[int | None]:
+    """Return the index of each row's right option, None where there is none such.
+
+    One row is not enough to tell a letter from the text "C" (the vitamin), or a 0-based index from
+    a 1-based one, so the reading that explains most of the column is taken for all of it.
+    """
+    n = len(values)
+    as_text: list[int | None] = [None] * n
+    as_letter: list[int | None] = [None] * n
+    as_number: list[int | None] = [None] * n
+    for i, value in enumerate(values):
+        if isinstance(value, int):
+            as_number[i] = value
+        elif value is not None:
+            letter = value.strip("().: ").upper()
+            as_letter[i] = keys[i].index(letter) if letter in keys[i] else None
+            as_text[i] = options[i].index(value) if value in options[i] else None
+            if re.fullmatch(r"[+-]?\d{1,9}(\.0*)?", value):
+                as_number[i] = int(float(value))
+
+    def explained(reading: list[int | None]) -> int:
+        return sum(v is not None for v in reading)
+
+    best = max(explained(as_text), explained(as_letter), explained(as_number))
+    if best == 0:
+        shown = next((v for v in values if v is not None), None)
+        raise InputError(
+            f"{source}: column {column!r} holds {shown!r}, which is no letter, no index and not "
+            f"the text of an option."
+        )
+    if best == explained(as_text) or best == explained(as_letter):
+        if answer_base is not None:
+            raise InputError(
+                f"{source}: answer_base is for answers that are indices, but column {column!r} "
+                f"holds {'texts' if best == explained(as_text) else 'letters'}."
+            )
+        return as_text if best == explained(as_text) else as_letter
+
+    rows = [i for i in range(n) if as_number[i] is not None and len(options[i]) >= 2]
+    zeros = [i for i in rows if as_number[i] == 0]
+    lasts = [i for i in rows if as_number[i] == len(options[i])]
+    if answer_base is None and zero_based and not lasts:
+        answer_base = 0  # our own format, where no 0 need occur
+    if answer_base is None:
+        if bool(zeros) == bool(lasts):
+            found = (
+                "holds both 0 and the number of options"
+                if zeros
+                else "holds neither 0 (which would make it 0-based) nor the number of options "
+                "(1-based)"
+            )
+            raise InputError(
+                f"{source}: whether the answers of column {column!r} are counted from 0 or from 1 "
+                f"cannot be told, since it {found}. Set answer_base to 0 or 1."
+            )
+        answer_base = 0 if zeros else 1
+    indices = [None if v is None else v - answer_base for v in as_number]
+    return [
+        v if v is not None and 0 <= v < len(options[i]) else None for i, v in enumerate(indices)
+    ]
+
+
+def _difficulty(
+    found: dict[str, list[Any]], mapping: Mapping[str, Any], format: str, n: int
+) -> list[Any]:
+    """Return each row's difficulty; None where it is missing, NaN where it is no finite number."""
+    if "difficulty" not in mapping:
+        return [None] * n
+    values: list[float | None] = []
+    for cell in found[mapping["difficulty"]]:
+        text = _text(cell).removesuffix("%").strip()
+        try:
+            value = float(text) if text else None
+        except ValueError:
+            value = math.nan
+        values.append(value if value is None or math.isfinite(value) else math.nan)
+    if format != "lek" or mapping["difficulty"] != FORMATS["lek"]["difficulty"]:
+        return values
+    # LEK gives the share of test takers who answered right (high is easy), as 0.85 or as 85.
+    whole = 100.0 if any(v is not None and v > 1 for v in values) else 1.0
+    return [v if v is None else 1 - v / whole if 0 <= v <= whole else math.nan for v in values]
+
+
+def _mark_repeats(
+    faults: dict[int, str],
+    unlabelled: set[int],
+    identifiers: list[str],
+    texts: list[str],
+    options: list[list[str]],
+) -> None:
+    """Mark ids and questions that an earlier good row has."""
+    ids: set[str] = set()
+    questions = Seen()
+    for i, identifier in enumerate(identifiers):
+        if i in faults or i in unlabelled:
+            continue
+        if not identifier:
+            faults[i] = "empty id"
+        elif questions.has(texts[i], options[i]):
+            faults[i] = "repeated question"
+        elif identifier in ids:
+            faults[i] = "duplicate id"
+        else:
+            ids.add(identifier)
+            questions.add(texts[i], options[i])
+
+
+def _account(
+    raw: Raw, faults: dict[int, str], unlabelled: set[int], bad_rows: str
+) -> tuple[dict[str, int], list[str]]:
+    """Return the counts of dropped rows and sentences on them, or raise for bad rows."""
+    by_kind = defaultdict(list)
+    for i in sorted(faults):
+        if i not in unlabelled:
+            by_kind[faults[i]].append(i)
+    dropped, notes = {}, []
+    name = Path(raw.source).name if raw.table.lines else raw.source
+    if unlabelled:
+        dropped["unlabelled"] = len(unlabelled)
+        notes.append(
+            f"{_rows(len(unlabelled))} of {name} {_are(len(unlabelled))} unlabelled (cop = -1) "
+            f"and {_were(len(unlabelled))} dropped."
+        )
+    if by_kind:
+        total = sum(map(len, by_kind.values()))
+        listed = "; ".join(
+            f"{kind}: {len(rows)} ({', '.join(raw.table.place(i) for i in rows[:3])}"
+            f"{', ...' if len(rows) > 3 else ''})"
+            for kind, rows in by_kind.items()
+        )
+        if bad_rows == "error":
+            size = tables.row_count(raw.table.columns)
+            raise InputError(
+                f"{raw.source}: {total} of {_rows(size)} cannot be used. {listed}. "
+                f"Mend them, or set bad_rows: drop to leave them out."
+            )
+        dropped |= {kind: len(rows) for kind, rows in by_kind.items()}
+        notes.append(f"{_rows(total)} of {name} {_were(total)} dropped (bad_rows: drop). {listed}.")
+    return dropped, notes
+
+
+def _rows(n: int) -> str:
+    return f"{n} row{'' if n == 1 else 's'}"
+
+
+def _are(n: int) -> str:
+    return "is" if n == 1 else "are"
+
+
+def _were(n: int) -> str:
+    return "was" if n == 1 else "were"

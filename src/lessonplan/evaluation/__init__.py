@@ -1,0 +1,18 @@
+"""From log-likelihoods to choices, and from choices to what a comparison needs."""
+
+from __future__ import annotations
+
+from lessonplan.evaluation.outcomes import Curve, LabelCheck, OrderPicture, Outcome, Record
+from lessonplan.evaluation.scores import accuracy, choose, option_scores, weighted_f1
+
+__all__ = [
+    "Curve",
+    "LabelCheck",
+    "OrderPicture",
+    "Outcome",
+    "Record",
+    "accuracy",
+    "choose",
+    "option_scores",
+    "weighted_f1",
+]

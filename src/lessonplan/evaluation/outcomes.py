@@ -1,0 +1,142 @@
+"""What a comparison needs: the scores of every arm, as arrays of seed by question."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy along a run, on the fixed part of the evaluation set that is scored on the way.
+
+    Attributes:
+        seen: questions seen at each checkpoint, int64 ``[P]``, ascending; 0 is the untuned model.
+        values: ``[S, P, C]`` for S seeds, P checkpoints and C questions; NaN: the run is missing.
+    """
+
+    seen: NDArray[np.int64]
+    values: FloatArray
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The results of all arms for one model on one evaluation set.
+
+    Attributes:
+        model, evaluation: names as the study file has them ("" where a table has none).
+        metric: "accuracy" (values are 0 or 1), or the name of a real-valued score.
+        seeds: the S seeds, in the order of the first axis of each arm.
+        ids: the Q question ids, in the order of the second axis.
+        arms: arm name -> float64 ``[S, Q]``, NaN where that run is missing. An arm is a strategy,
+            with its label sources in brackets where the study has several:
+            ``"curriculum [difficulty=llm]"``.
+        strategies: arm name -> strategy name.
+        sources: arm name -> {"difficulty": source, "category": source}, only labels it uses.
+        baseline: the arm that gains are measured against, usually "random".
+        untuned: float64 ``[Q]``, the model before fine-tuning; None where unknown.
+        answers: index of the right option, int64 ``[Q]``; None where unknown.
+        n_options: number of options, int64 ``[Q]``; None where unknown.
+        letters_matter: True for letter scoring, where a constant letter can beat chance.
+        categories: category of each question, length Q; None where unknown.
+        difficulty: float64 ``[Q]``; None where unknown.
+        answer_seen: bool ``[Q]``, the right answer's text is also a right answer in training;
+            None where unknown.
+        curves: arm name -> Curve; empty where no checkpoints were scored.
+        folds: number of cross-validation folds pooled within each seed (1: none).
+        meaningless: bool ``[Q]``, options point at other options ("all of the above"), which
+            cloze scoring cannot judge; None where not applicable.
+    """
+
+    model: str
+    evaluation: str
+    seeds: list[int]
+    ids: list[str]
+    arms: dict[str, FloatArray]
+    strategies: dict[str, str]
+    sources: dict[str, dict[str, str]]
+    baseline: str = "random"
+    metric: str = "accuracy"
+    untuned: FloatArray | None = None
+    answers: NDArray[np.int64] | None = None
+    n_options: NDArray[np.int64] | None = None
+    letters_matter: bool = False
+    categories: list[str] | None = None
+    difficulty: FloatArray | None = None
+    answer_seen: NDArray[np.bool_] | None = None
+    curves: dict[str, Curve] = field(default_factory=dict)
+    folds: int = 1
+    meaningless: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
+class OrderPicture:
+    """What a model saw when, under one arm and seed (the first seed of the study).
+
+    Attributes:
+        arm: arm name, as in `Outcome.arms`.
+        categories: category of each question in the order shown, length n; None if unlabelled.
+        difficulty: float64 ``[n]`` in the order shown; None if unlabelled.
+        learning_rate: float64 ``[n]``, the rate of the step that each question was trained in.
+    """
+
+    training: str
+    arm: str
+    seed: int
+    categories: list[str] | None
+    difficulty: FloatArray | None
+    learning_rate: FloatArray
+
+
+@dataclass(frozen=True)
+class LabelCheck:
+    """A difficulty label beside the untuned model's loss on the same training questions.
+
+    Attributes:
+        source: label source ("human", ...).
+        difficulty, loss: float64 ``[n]``, row by row; loss in nats a question.
+    """
+
+    model: str
+    training: str
+    source: str
+    difficulty: FloatArray
+    loss: FloatArray
+
+
+@dataclass(frozen=True)
+class Record:
+    """All that a report says, read from a study folder or made from a table of results.
+
+    Attributes:
+        title: the study's name.
+        outcomes: one for each model and evaluation set.
+        orders, label_checks: pictures and diagnostics; empty for a bare table of results.
+        config: the study file as resolved (YAML text); "" for a bare table.
+        recipe: what to print about the fine-tuning, label -> text, in order.
+        versions: library -> versions seen over all runs (more than one is a mixture).
+        notes: data quality notes, one sentence each (dropped rows, cut questions, overlaps).
+        runs_done, runs_planned: counts of fine-tunings.
+        failures: one sentence for each run that failed or is missing.
+        seconds: total time of tuning and scoring over all runs.
+        machine: the processor and thread count, in words.
+    """
+
+    title: str
+    outcomes: list[Outcome]
+    orders: list[OrderPicture] = field(default_factory=list)
+    label_checks: list[LabelCheck] = field(default_factory=list)
+    config: str = ""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    runs_done: int = 0
+    runs_planned: int = 0
+    failures: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    machine: str = ""

@@ -1,0 +1,130 @@
+"""Predictions: what a model thinks of each option of each question, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lessonplan.evaluation.scores import choose
+from lessonplan.models.rows import Row, question_texts, token_rows, unconditional_texts
+from lessonplan.training.recipe import Recipe, Scoring
+
+
+def scoring_rows(
+    tokenizer: Any, questions: Any, scoring: Scoring, max_tokens: int, name: str = "question"
+) -> tuple[list[Row], list[Row] | None]:
+    """Return a row a question with all options and, for cloze, one of the options without it.
+
+    Raises:
+        InputError: a question does not fit `max_tokens` even when cut; names it.
+    """
+    names = [f"{name} {identifier}" for identifier in questions["id"]]
+    texts = question_texts(questions, scoring.form, template=scoring.template)
+    rows = token_rows(tokenizer, texts, max_tokens=max_tokens, names=names)
+    if scoring.form == "letter":
+        return rows, None
+    texts = unconditional_texts(questions, template=scoring.template)
+    return rows, token_rows(tokenizer, texts, max_tokens=max_tokens, names=names)
+
+
+def predictions(
+    engine: Any,
+    questions: Any,
+    rows: Sequence[Row],
+    unconditional: Sequence[Row] | None,
+    scoring: Scoring,
+    *,
+    hidden: Any = None,
+    hidden_unconditional: Any = None,
+    part: NDArray[np.int64] | None = None,
+    checkpoint: int = 0,
+) -> pa.Table:
+    """Score questions and return one row a question.
+
+    Args:
+        engine: a `lessonplan.models.engine.Engine`.
+        questions: a question `Dataset`.
+        rows, unconditional: from `scoring_rows`; without `unconditional` that score is not stored.
+        hidden, hidden_unconditional: their lower layers' output, where the engine keeps it.
+        part: int64, which questions; None for all.
+        checkpoint: how many questions the model had been trained on.
+
+    Returns:
+        Columns checkpoint, id, answer, chosen, correct, and for each option: loglikelihood (nats),
+        tokens, bytes, unconditional (nats, or null).
+    """
+    part = np.arange(len(rows)) if part is None else part
+    sums, tokens = engine.score(rows, hidden, part)
+    alone = engine.score(unconditional, hidden_unconditional, part)[0] if unconditional else None
+    lengths = [rows[i].lengths for i in part]
+    chosen = choose(primary(scoring), sums, tokens, lengths, alone)
+    ids = questions["id"][:]
+    answers = np.asarray(questions["answer"][:], dtype=np.int64)[part]
+    floats, integers = pa.list_(pa.float64()), pa.list_(pa.int64())
+    return pa.table(
+        {
+            "checkpoint": pa.array(np.full(len(part), checkpoint), pa.int64()),
+            "id": pa.array([ids[i] for i in part], pa.string()),
+            "answer": pa.array(answers, pa.int64()),
+            "chosen": pa.array(chosen, pa.int64()),
+            "correct": pa.array(chosen == answers, pa.bool_()),
+            "loglikelihood": pa.array([s.tolist() for s in sums], floats),
+            "tokens": pa.array([t.tolist() for t in tokens], integers),
+            "bytes": pa.array([b.tolist() for b in lengths], integers),
+            "unconditional": pa.array(
+                [None] * len(part) if alone is None else [u.tolist() for u in alone], floats
+            ),
+        }
+    )
+
+
+def primary(scoring: Scoring) -> Any:
+    """Return the score that decides: the declared one, or for letters the sum."""
+    return "sum" if scoring.form == "letter" else scoring.score
+
+
+def evaluate(
+    questions: Any,
+    model: str,
+    *,
+    adapter: Path | None = None,
+    scoring: Scoring | None = None,
+    recipe: Recipe | None = None,
+    trust_remote_code: bool = False,
+) -> pa.Table:
+    """Score questions with a model, with or without an adapter.
+
+    Args:
+        questions: a question `Dataset`.
+        model: a preset, folder, GGUF file or hub id.
+        adapter: a LoRA adapter in PEFT's format.
+        scoring: form and primary score; cloze per token by default.
+        recipe: gives max_tokens, dtype, quantization, device and threads.
+
+    Returns:
+        The table of `predictions`.
+    """
+    import torch
+
+    from lessonplan.models.engine import Engine
+    from lessonplan.models.loading import load
+    from lessonplan.models.lora import load_adapter
+
+    scoring, recipe = scoring or Scoring(), recipe or Recipe()
+    torch.set_num_threads(recipe.threads)
+    loaded = load(
+        model,
+        dtype=recipe.dtype,
+        quantization=recipe.quantization,
+        device=recipe.device,
+        trust_remote_code=trust_remote_code,
+    )
+    if adapter is not None:
+        load_adapter(loaded.network, adapter)
+    rows, unconditional = scoring_rows(loaded.tokenizer, questions, scoring, recipe.max_tokens)
+    return predictions(Engine(loaded.network), questions, rows, unconditional, scoring)

@@ -1,0 +1,433 @@
+"""The engine: log-likelihoods of options, exactly as the plain way gives them, for less work.
+
+Three shortcuts, each checked against the model's own plain pass when an engine is made:
+
+- *prefix sharing*: a question's options are scored in one row; a mask lets each option see the
+  prompt and itself alone;
+- *reading*: the projection to the vocabulary is computed only where an answer's token is predicted;
+- *splitting*: the layers below the lowest tuned one are the same in every run, so their output is
+  computed once a row and kept (`Hidden`).
+
+Where an architecture does not allow a shortcut, the engine takes the plain way and says so once.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lessonplan.models.rows import Row
+
+# Largest difference in a token's log-probability that counts as "the same" at load, by dtype. In
+# float32 the shortcuts differ from the plain pass by about 1e-6; a wrong mask differs by over 1e-2.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
+NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f")
+SCORING_BATCH = 16
+
+
+class PlainWayWarning(UserWarning):
+    """A shortcut does not hold for this model; results are right, but take longer."""
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """The output of the lower layers for a set of rows.
+
+    Attributes:
+        states: ``[sum of row lengths, H]``, row after row; in memory or memory-mapped.
+        starts: where each row begins, int64 ``[rows + 1]``.
+    """
+
+    states: Tensor
+    starts: NDArray[np.int64]
+
+    def row(self, index: int) -> Tensor:
+        return self.states[self.starts[index] : self.starts[index + 1]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows padded to one length ``T``, with what is read of them flattened.
+
+    Attributes:
+        ids, positions, branch: int64 ``[B, T]``; padding has branch -1.
+        spots: int64 ``[U]`` the distinct places read, as indices into ``[B * T]``.
+        spot: int64 ``[R]`` for each scored token, which of the spots predicts it.
+        target: int64 ``[R]`` the token scored.
+        slot: int64 ``[R]`` question in the batch * K + option, where K is the most options.
+        n_options: int64 ``[B]``.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    branch: Tensor
+    spots: Tensor
+    spot: Tensor
+    target: Tensor
+    slot: Tensor
+    n_options: Tensor
+
+
+class Engine:
+    """Scores token rows with one network, whose linear layers may carry adapters.
+
+    Args:
+        network: a Transformers causal language model.
+        keep_below: number of lower layers whose output may be computed once and kept, because
+            nothing in them is trained. 0 keeps nothing.
+        cache_bytes: hidden states up to this many bytes a row set stay in memory; more go into an
+            unnamed memory-mapped file.
+    """
+
+    def __init__(self, network: Any, *, keep_below: int = 0, cache_bytes: int = 4 << 30) -> None:
+        self.network = network
+        self.device = next(network.parameters()).device
+        self.base = network.base_model
+        self.cache_bytes = cache_bytes
+        self.sharing = self.reading = True
+        self.keep_below = 0
+        self._lower: Any = None
+        self._upper: Any = self.base
+        self._verify(keep_below)
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.network.config.num_hidden_layers)
+
+    def token_logprobs(
+        self, rows: Sequence[Row], hidden: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Batch]:
+        """Return the log-probability of every scored token of a few rows.
+
+        Args:
+            rows: at least one.
+            hidden: for each row the lower layers' output ``[T, H]``, from `lower`.
+
+        Returns:
+            float32 ``[R]`` and the batch that says whose tokens they are.
+        """
+        batch = collate(
+            rows if self.sharing else [r for row in rows for r in _alone(row)], self.device
+        )
+        if not self.sharing:
+            batch = _regrouped(batch, rows, self.device)
+        attention = self._attention(batch)
+        if hidden is not None:
+            width = batch.ids.shape[1]
+            states = torch.zeros(
+                len(rows), width, hidden[0].shape[-1], dtype=hidden[0].dtype, device=self.device
+            )
+            for i, state in enumerate(hidden):
+                states[i, : len(state)] = state.to(self.device)
+            inputs: dict[str, Tensor] = {"inputs_embeds": states}
+            body = self._upper
+        else:
+            inputs = {"input_ids": batch.ids}
+            body = self.base
+        if self.reading:
+            out = body(**inputs, **attention, use_cache=False).last_hidden_state
+            read = out.reshape(-1, out.shape[-1])[batch.spots]
+            logits = self.network.get_output_embeddings()(read)
+        else:
+            logits = self.network(**inputs, **attention, use_cache=False).logits
+            logits = logits.reshape(-1, logits.shape[-1])[batch.spots]
+        logits = logits.float()
+        chosen = logits[batch.spot, batch.target]
+        return chosen - torch.logsumexp(logits, dim=-1)[batch.spot], batch
+
+    def option_sums(
+        self, rows: Sequence[Row], hidden: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return each option's log-likelihood and number of scored tokens, both ``[B, K]``.
+
+        Options that a question lacks have the sum 0 and 0 tokens.
+        """
+        logprobs, batch = self.token_logprobs(rows, hidden)
+        k = int(batch.n_options.max())
+        sums = torch.zeros(len(rows) * k, device=self.device).index_add(0, batch.slot, logprobs)
+        counts = torch.bincount(batch.slot, minlength=len(rows) * k)
+        return sums.view(len(rows), k), counts.view(len(rows), k)
+
+    @torch.no_grad()
+    def score(
+        self,
+        rows: Sequence[Row],
+        hidden: Hidden | None = None,
+        part: NDArray[np.int64] | None = None,
+    ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.int64]]]:
+        """Return the log-likelihood (nats) and the number of tokens of each option of each row.
+
+        Args:
+            rows: all rows of a set.
+            hidden: their lower layers' output, from `lower`.
+            part: row numbers to score, in the order of the result; None for all.
+
+        Batches are formed by length, so that they depend on the rows asked for alone.
+        """
+        asked = list(range(len(rows))) if part is None else [int(i) for i in part]
+        sums: list[Any] = [None] * len(asked)
+        tokens: list[Any] = [None] * len(asked)
+        for places in batches_by_length([rows[i] for i in asked]):
+            chosen = [asked[place] for place in places]
+            states = None if hidden is None else [hidden.row(i) for i in chosen]
+            total, count = self.option_sums([rows[i] for i in chosen], states)
+            for j, place in enumerate(places):
+                k = rows[asked[place]].n_options
+                sums[place] = total[j, :k].double().cpu().numpy()
+                tokens[place] = count[j, :k].cpu().numpy()
+        return sums, tokens
+
+    @torch.no_grad()
+    def lower(self, rows: Sequence[Row]) -> Hidden | None:
+        """Return the lower layers' output for all rows, or None where nothing may be kept."""
+        if self._lower is None or not rows:
+            return None
+        starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+        width = int(self.network.config.get_text_config().hidden_size)
+        states = _storage((int(starts[-1]), width), self.network.dtype, self.cache_bytes)
+        for chosen in batches_by_length(rows):
+            batch = collate([rows[i] for i in chosen], self.device)
+            out = self._lower(
+                input_ids=batch.ids, **self._attention(batch), use_cache=False
+            ).last_hidden_state.cpu()
+            for j, i in enumerate(chosen):
+                states[starts[i] : starts[i + 1]] = out[j, : len(rows[i])]
+        return Hidden(states, starts)
+
+    def _attention(self, batch: Batch) -> dict[str, Any]:
+        if not self.sharing:
+            # Rows are padded on the right and nothing reads the padding, so the causal mask that
+            # the model makes by itself is all that is needed.
+            return {"attention_mask": (batch.branch >= 0).long()}
+        config = self.network.config.get_text_config()
+        seen = tree_mask(batch.branch)
+        window = getattr(config, "sliding_window", None)
+        if not window or getattr(config, "use_sliding_window", True) is False:
+            return {"attention_mask": seen, "position_ids": batch.positions}
+        # The window counts positions in the text, not rows of the batch.
+        distance = batch.positions[:, :, None] - batch.positions[:, None, :]
+        near = seen & (distance < window)[:, None]
+        near |= torch.eye(near.shape[-1], dtype=torch.bool, device=near.device)
+        kinds = getattr(config, "layer_types", None)
+        mask = {"full_attention": seen, "sliding_attention": near} if kinds else near
+        return {"attention_mask": mask, "position_ids": batch.positions}
+
+    def _verify(self, keep_below: int) -> None:
+        """Find out which shortcuts hold for this network, by its own plain pass."""
+        rows = _probe_rows(self.network.config.get_text_config())
+        self.sharing = self.reading = False
+        with torch.no_grad():
+            plain = self.token_logprobs(rows)[0]
+            for shortcut, name in (
+                ("reading", "projecting only the tokens that are read"),
+                ("sharing", "scoring all options in one row"),
+            ):
+                setattr(self, shortcut, True)
+                problem = self._differs(plain, rows)
+                if problem:
+                    setattr(self, shortcut, False)
+                    self._say(name, problem)
+            if keep_below > 0 and self.sharing and self.reading:
+                problem = self._split(keep_below)
+                if not problem:
+                    kept = self.lower(rows)
+                    assert kept is not None
+                    problem = self._differs(plain, rows, [kept.row(i) for i in range(len(rows))])
+                if problem:
+                    self._lower, self._upper, self.keep_below = None, self.base, 0
+                    self._say("keeping the output of the lower layers", problem)
+
+    def _differs(
+        self, plain: Tensor, rows: Sequence[Row], hidden: Sequence[Tensor] | None = None
+    ) -> str:
+        """Return "" where the rows' log-probabilities equal the plain ones, else what is wrong."""
+        try:
+            found = self.token_logprobs(rows, hidden)[0]
+        except Exception as error:  # any failure in a model's own code means: take the plain way
+            return f"{type(error).__name__}: {error}"
+        off = (found - plain).abs().max().item()
+        if not off <= TOLERANCE[self.network.dtype]:
+            return f"log-probabilities differ from the plain pass by {off:.2g}"
+        return ""
+
+    def _say(self, shortcut: str, problem: str) -> None:
+        warnings.warn(
+            f"{type(self.network).__name__}: {shortcut} does not hold ({problem}). The plain way "
+            "is taken: the results are right, but take longer.",
+            PlainWayWarning,
+            stacklevel=4,
+        )
+
+    def _split(self, keep_below: int) -> str:
+        norm = next(
+            (name for name in NORMS if isinstance(getattr(self.base, name, None), nn.Module)), None
+        )
+        if norm is None or not isinstance(getattr(self.base, "layers", None), nn.ModuleList):
+            return "its layers and final norm are not where they were looked for"
+        self.keep_below = min(keep_below, self.n_layers)
+        self._lower = _part(self.base, 0, self.keep_below, norm)
+        self._upper = _part(self.base, self.keep_below, self.n_layers, None)
+        return ""
+
+
+def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
+    """Pad rows to one length and flatten what is read of them."""
+    width = max(len(row) for row in rows)
+    most = max(row.n_options for row in rows)
+    ids = np.zeros((len(rows), width), dtype=np.int64)
+    positions = np.zeros_like(ids)
+    branch = np.full_like(ids, -1)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row.ids
+        positions[i, : len(row)] = row.positions
+        branch[i, : len(row)] = row.branch
+    spots, spot = np.unique(
+        np.concatenate([i * width + row.read for i, row in enumerate(rows)]), return_inverse=True
+    )
+    arrays = (
+        ids,
+        positions,
+        branch,
+        spots,
+        spot,
+        np.concatenate([row.target for row in rows]),
+        np.concatenate([i * most + row.option for i, row in enumerate(rows)]),
+        np.array([row.n_options for row in rows]),
+    )
+    return Batch(*(torch.from_numpy(array).to(device) for array in arrays))
+
+
+def tree_mask(branch: Tensor) -> Tensor:
+    """Return who sees whom: bool ``[B, 1, T, T]``, queries by keys.
+
+    A token sees what stands before it in the shared prefix and in its own branch, and itself
+    (padding, too, so that no row of the softmax is empty).
+    """
+    query, key = branch[:, :, None], branch[:, None, :]
+    width = branch.shape[1]
+    before = torch.ones(width, width, dtype=torch.bool, device=branch.device).tril()
+    seen = before & ((query == key) | (key == 0)) & (query >= 0)
+    seen |= torch.eye(width, dtype=torch.bool, device=branch.device)
+    return seen[:, None]
+
+
+def batches_by_length(rows: Sequence[Row], size: int = SCORING_BATCH) -> Iterator[list[int]]:
+    """Yield row numbers in batches of rows of similar length: little padding, always the same."""
+    by_length = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))
+    for start in range(0, len(rows), size):
+        yield by_length[start : start + size]
+
+
+def _alone(row: Row) -> list[Row]:
+    """Return a plain row for each option: its own text, from beginning to end."""
+    alone = []
+    for k in range(row.n_options):
+        mine = np.flatnonzero((row.branch == 0) | (row.branch == k + 1))
+        place = np.full(len(row), -1)
+        place[mine] = np.arange(len(mine))
+        scored = row.option == k
+        alone.append(
+            Row(
+                row.ids[mine],
+                row.positions[mine],
+                np.zeros(len(mine), dtype=np.int64),
+                place[row.read[scored]],
+                row.target[scored],
+                np.zeros(int(scored.sum()), dtype=np.int64),
+                1,
+                row.lengths[k : k + 1],
+            )
+        )
+    return alone
+
+
+def _regrouped(batch: Batch, rows: Sequence[Row], device: torch.device) -> Batch:
+    """Give the tokens of plain rows back to the question and option that they belong to."""
+    most = max(row.n_options for row in rows)
+    slots = np.concatenate([i * most + np.arange(row.n_options) for i, row in enumerate(rows)])
+    slot = torch.from_numpy(slots).to(device)[batch.slot]
+    n_options = torch.tensor([row.n_options for row in rows], device=device)
+    return Batch(
+        batch.ids,
+        batch.positions,
+        batch.branch,
+        batch.spots,
+        batch.spot,
+        batch.target,
+        slot,
+        n_options,
+    )
+
+
+def _part(base: Any, first: int, last: int, identity_norm: str | None) -> Any:
+    """Return a shallow copy of a decoder with some of its layers; weights are shared.
+
+    `identity_norm` names the final norm to leave out, for a part that is not the last.
+    """
+    part = copy.copy(base)
+    part._modules = dict(base._modules)
+    part.layers = nn.ModuleList(list(base.layers)[first:last])
+    part.config = copy.deepcopy(base.config)
+    part.config.num_hidden_layers = last - first
+    if getattr(base.config, "layer_types", None):
+        part.config.layer_types = base.config.layer_types[first:last]
+    if identity_norm:
+        setattr(part, identity_norm, nn.Identity())
+    return part
+
+
+def _storage(shape: tuple[int, int], dtype: torch.dtype, most_bytes: int) -> Tensor:
+    size = shape[0] * shape[1] * torch.empty(0, dtype=dtype).element_size()
+    if size <= most_bytes:
+        return torch.empty(shape, dtype=dtype)
+    # Unlinked at once: the space comes back when the tensor goes, however the process ends.
+    file = tempfile.TemporaryFile(prefix="lessonplan-hidden-")  # noqa: SIM115
+    mapped: Any = np.memmap(file, dtype=np.uint8, mode="w+", shape=(size,))
+    return torch.from_numpy(mapped).view(dtype).view(shape)
+
+
+def _probe_rows(config: Any) -> list[Row]:
+    """Return two rows of arbitrary tokens; the longer one outgrows a short attention window."""
+    rng = np.random.default_rng(0)
+    vocabulary = int(config.vocab_size)
+    window = getattr(config, "sliding_window", None) or 0
+    longest = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+    rows = []
+    for prefix, branches in ((9, (3, 1, 4)), (min(max(window + 4, 6), 1100, longest - 8), (2, 3))):
+        ids = list(rng.integers(vocabulary, size=prefix))
+        positions, branch = list(range(prefix)), [0] * prefix
+        read: list[int] = []
+        target: list[int] = []
+        option: list[int] = []
+        for k, length in enumerate(branches):
+            tokens = list(rng.integers(vocabulary, size=length))
+            read += [prefix - 1, *range(len(ids), len(ids) + length - 1)]
+            target += tokens
+            option += [k] * length
+            ids += tokens[:-1]
+            positions += range(prefix, prefix + length - 1)
+            branch += [k + 1] * (length - 1)
+        columns = [np.array(x) for x in (ids, positions, branch, read, target, option)]
+        ids_, positions_, branch_, read_, target_, option_ = columns
+        rows.append(
+            Row(
+                ids_,
+                positions_,
+                branch_,
+                read_,
+                target_,
+                option_,
+                len(branches),
+                np.array(branches),
+            )
+        )
+    return rows

@@ -1,0 +1,224 @@
+"""Low-rank adapters on linear layers, in PEFT's format on disk.
+
+The module is our own because it makes fewer temporaries than PEFT's (see bench/); its outputs and
+gradients equal PEFT's, and `peft.PeftModel.from_pretrained` reads what `save` writes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lessonplan.errors import InputError
+from lessonplan.seeds import stream_seed
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer plus a trained low-rank update (Hu et al. 2021, arXiv 2106.09685).
+
+    y = W x + b + (alpha / rank) B A dropout(x)
+
+    Attributes:
+        a: ``[rank, in]``; b: ``[out, rank]``; both float32.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float) -> None:
+        super().__init__()
+        device = base.weight.device
+        self.base = base
+        self.scaling = alpha / rank
+        self.dropout = dropout
+        self.a = nn.Parameter(torch.zeros(rank, base.in_features, device=device))
+        self.b = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.base(x)
+        seen = x.to(self.a.dtype)
+        if self.dropout > 0 and self.training:
+            seen = nn.functional.dropout(seen, self.dropout)
+        low = seen.reshape(-1, seen.shape[-1]) @ self.a.t()
+        flat = out.reshape(-1, out.shape[-1])
+        if flat.dtype == low.dtype:
+            # One fused product and sum, in place of a product, a scaling and a sum.
+            return torch.addmm(flat, low, self.b.t(), alpha=self.scaling).view_as(out)
+        return (flat + (self.scaling * (low @ self.b.t())).to(flat.dtype)).view_as(out)
+
+
+class Adapter:
+    """All `LoraLinear` modules of a network, by the name of the layer that each wraps."""
+
+    def __init__(self, modules: Mapping[str, LoraLinear], config: dict[str, Any]) -> None:
+        self.modules = dict(modules)
+        self.config = config
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for module in self.modules.values() for p in (module.a, module.b)]
+
+    def reset(self, seed: int) -> None:
+        """Draw fresh weights: A uniform as in PEFT (Kaiming with a = sqrt 5), B zero."""
+        generator = torch.Generator().manual_seed(stream_seed(seed, "adapter"))
+        with torch.no_grad():
+            for module in self.modules.values():
+                bound = 1 / math.sqrt(module.a.shape[1])
+                module.a.copy_(
+                    torch.empty(module.a.shape).uniform_(-bound, bound, generator=generator)
+                )
+                module.b.zero_()
+
+    def zero(self) -> None:
+        """Make the network answer as if it had no adapter."""
+        with torch.no_grad():
+            for module in self.modules.values():
+                module.b.zero_()
+
+    def train(self, mode: bool) -> None:
+        for module in self.modules.values():
+            module.training = mode
+
+    def save(self, folder: Path, base_model: str) -> None:
+        """Write adapter_config.json and adapter_model.safetensors, as PEFT does."""
+        from peft import LoraConfig
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        config = LoraConfig(**self.config, task_type="CAUSAL_LM", inference_mode=True)
+        config.base_model_name_or_path = base_model
+        config.save_pretrained(folder)
+        state = {}
+        for name, module in self.modules.items():
+            state[f"base_model.model.{name}.lora_A.weight"] = module.a.detach().cpu().contiguous()
+            state[f"base_model.model.{name}.lora_B.weight"] = module.b.detach().cpu().contiguous()
+        save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def add_adapter(
+    network: Any, *, rank: int, alpha: float, dropout: float, layers: int | None = None
+) -> Adapter:
+    """Wrap every linear layer of the top decoder layers, in place, and return the adapter.
+
+    Args:
+        network: a causal language model; its output projection stays as it is.
+        layers: how many of the top layers; None for all.
+
+    Raises:
+        InputError: the network has no list of decoder layers, or no linear layer in them.
+    """
+    decoder = getattr(network.base_model, "layers", None)
+    if not isinstance(decoder, nn.ModuleList):
+        raise InputError(f"{type(network).__name__} has no list of decoder layers to adapt.")
+    first = 0 if layers is None else max(0, len(decoder) - layers)
+    names = {module: name for name, module in network.named_modules()}
+    chosen = {
+        names[module]: module
+        for layer in decoder[first:]
+        for module in layer.modules()
+        if isinstance(module, nn.Linear)
+    }
+    if not chosen:
+        raise InputError(f"The layers of {type(network).__name__} hold no linear layers to adapt.")
+    config = {
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "target_modules": sorted({name.rsplit(".", 1)[-1] for name in chosen}),
+    }
+    if first > 0:
+        config["layers_to_transform"] = list(range(first, len(decoder)))
+        config["layers_pattern"] = "layers"
+    modules = {}
+    for name, linear in chosen.items():
+        parent, leaf = name.rsplit(".", 1)
+        modules[name] = LoraLinear(linear, rank, alpha, dropout)
+        setattr(network.get_submodule(parent), leaf, modules[name])
+    return Adapter(modules, config)
+
+
+def remove_adapter(network: Any, adapter: Adapter) -> None:
+    """Put the wrapped linear layers back."""
+    for name, module in adapter.modules.items():
+        parent, leaf = name.rsplit(".", 1)
+        setattr(network.get_submodule(parent), leaf, module.base)
+
+
+def load_adapter(network: Any, folder: Path) -> Adapter:
+    """Wrap a network's layers with an adapter that was saved in PEFT's format.
+
+    Raises:
+        InputError: no adapter there, one of another kind than LoRA, or one for another model.
+    """
+    config, weights = _read_adapter(folder)
+    modules: dict[str, LoraLinear] = {}
+    for name, (a, b) in weights.items():
+        try:
+            linear = network.get_submodule(name)
+        except AttributeError:
+            linear = None
+        if not isinstance(linear, nn.Linear) or (linear.in_features, linear.out_features) != (
+            a.shape[1],
+            b.shape[0],
+        ):
+            raise InputError(f"The adapter in {folder} is for another model: {name} does not fit.")
+        module = LoraLinear(linear, config["r"], config["lora_alpha"], config["lora_dropout"])
+        parent, leaf = name.rsplit(".", 1)
+        setattr(network.get_submodule(parent), leaf, module.eval())
+        modules[name] = module
+    keys = (
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "target_modules",
+        "layers_to_transform",
+        "layers_pattern",
+    )
+    adapter = Adapter(modules, {key: config[key] for key in keys if config.get(key) is not None})
+    load_weights(adapter, folder)
+    return adapter
+
+
+def load_weights(adapter: Adapter, folder: Path) -> None:
+    """Give an adapter the weights that were saved in a folder.
+
+    Raises:
+        InputError: the folder holds no adapter, or one of other layers or another rank.
+    """
+    _, weights = _read_adapter(folder)
+    if weights.keys() != adapter.modules.keys():
+        raise InputError(f"The adapter in {folder} is for other layers than this model's.")
+    with torch.no_grad():
+        for name, (a, b) in weights.items():
+            module = adapter.modules[name]
+            if a.shape != module.a.shape or b.shape != module.b.shape:
+                raise InputError(f"The adapter in {folder} has another shape at {name}.")
+            module.a.copy_(a)
+            module.b.copy_(b)
+
+
+def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Tensor, Tensor]]]:
+    """Return an adapter's configuration and, by layer, its A and B."""
+    from safetensors.torch import load_file
+
+    config_file, file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    if not config_file.is_file() or not file.is_file():
+        raise InputError(
+            f"{folder} is no adapter: it needs adapter_config.json and adapter_model.safetensors."
+        )
+    config: dict[str, Any] = json.loads(config_file.read_text())
+    variants = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
+    unsupported = [key for key in variants if config.get(key)]
+    kind = config.get("peft_type")
+    if kind != "LORA" or unsupported:
+        raise InputError(f"{folder} is not a plain LoRA adapter: {', '.join(unsupported) or kind}.")
+    state = load_file(file)
+    weights = {}
+    for key, a in state.items():
+        if key.endswith(".lora_A.weight"):
+            name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            weights[name] = (a, state[key.replace("lora_A", "lora_B")])
+    return config, weights

@@ -1,0 +1,103 @@
+"""Live progress in the terminal: runs done, questions a second, time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from lessonplan.study.run import Watch
+
+# Without a terminal, one line a finished run, at most one every so many seconds.
+QUIET_SECONDS = 10.0
+
+
+class StudyProgress(Watch):
+    """A `Watch` that draws one bar, or prints lines where there is no terminal."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.failures: list[str] = []
+        self._bar = Progress(
+            TextColumn("{task.fields[runs]}"),
+            BarColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._runs = self._done = self._trained = 0
+        self._training_seconds = 0.0
+        self._last = self._printed = time.perf_counter()
+
+    def __enter__(self) -> StudyProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def begin(self, runs: int, done: int, work: float) -> None:
+        self._runs, self._done = runs, done
+        if done == runs:
+            self.console.print(f"all {runs} runs are done")
+            return
+        self.console.print(f"{runs} runs, {done} of them done")
+        self._task = self._bar.add_task("", total=work, runs=self._count(), speed="")
+
+    def say(self, text: str) -> None:
+        self._last = time.perf_counter()
+        if self._task is not None:
+            self._bar.update(self._task, description=text)
+
+    def worked(self, work: float, trained: int = 0) -> None:
+        now = time.perf_counter()
+        if trained:
+            self._trained += trained
+            self._training_seconds += now - self._last
+        self._last = now
+        if self._task is not None:
+            self._bar.update(self._task, advance=work, speed=self._speed())
+
+    def run_done(self) -> None:
+        self._done += 1
+        if self._task is not None:
+            self._bar.update(self._task, runs=self._count())
+        now = time.perf_counter()
+        if not self.console.is_terminal and (
+            now - self._printed > QUIET_SECONDS or self._done == self._runs
+        ):
+            self._printed = now
+            self.console.print(f"{self._count()}  {self._speed()}")
+
+    def failed(self, text: str) -> None:
+        self.failures.append(text)
+        self.console.print(f"failed: {text}", markup=False)
+
+    def _count(self) -> str:
+        return f"{self._done}/{self._runs} runs"
+
+    def _speed(self) -> str:
+        if not self._training_seconds:
+            return ""
+        return f"{self._trained / self._training_seconds:.1f} questions/s"
+
+
+@contextmanager
+def step_bar(total: int) -> Iterator[Callable[[int], None]]:
+    """Yield a function that is told the number of questions seen, and draw a bar of it."""
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("fine-tuning", total=total)
+        yield lambda seen: bar.update(task, completed=seen)

@@ -1,0 +1,329 @@
+"""From a record of results to findings: accuracy, gains, winners, luck, floor, groups, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lessonplan.evaluation.outcomes import Outcome, Record
+from lessonplan.statistics.crossed import (
+    Estimate,
+    bootstrap_interval,
+    complete_runs,
+    mean_interval,
+    mean_squares,
+    mean_variance,
+    smallest_visible,
+)
+from lessonplan.statistics.family import (
+    ALPHA,
+    Gain,
+    Pair,
+    all_pairs,
+    best_of_all,
+    difference,
+    gains,
+    generalises,
+    holm,
+    judged,
+)
+from lessonplan.statistics.labels import (
+    UNLABELLED,
+    LabelStrength,
+    Received,
+    label_strength,
+    received,
+)
+from lessonplan.statistics.luck import BestOf, best_of
+
+FloatArray = NDArray[np.float64]
+ACCURACY = "accuracy"
+
+
+@dataclass(frozen=True)
+class GroupScore:
+    """One arm on a part of the evaluation set.
+
+    Attributes:
+        kind: "category", or "answer" (its text was, or was not, an answer in training), or
+            "judged apart" (options that point at other options).
+        arm: "" for the untuned model.
+        score: mean over runs and questions; gain: over the baseline, None for it and the untuned.
+    """
+
+    kind: str
+    group: str
+    questions: int
+    arm: str
+    score: float
+    gain: Estimate | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found for one model on one evaluation set.
+
+    Attributes:
+        outcome: the scores that it was found from.
+        scores: arm -> mean score with its interval; an arm without any run is absent.
+        untuned: the model before fine-tuning; None where unknown.
+        chance: accuracy of uniform guessing; constant: of the best constant letter, where letters
+            matter; floor: the larger; None where unknown.
+        at_floor: neither the untuned model nor the baseline clears the floor.
+        at_ceiling: the baseline cannot be told from perfect.
+        best: the best of the K gains beside luck; None where there is none.
+        pairs: every two arms compared; best_of_all: the arm that beats all others, if one does.
+        smallest: the gain that would have been seen with a power of 80% at the first step of Holm's
+            procedure (`typical_smallest`); None where no arm is testable.
+        notes: what a reader must know about the runs, one sentence each.
+    """
+
+    outcome: Outcome
+    scores: dict[str, Estimate]
+    untuned: Estimate | None
+    chance: float | None
+    constant: float | None
+    at_floor: bool
+    at_ceiling: bool
+    gains: list[Gain]
+    best: BestOf | None
+    pairs: list[Pair]
+    best_of_all: str | None
+    smallest: float | None
+    groups: list[GroupScore]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def floor(self) -> float | None:
+        """The larger of chance and the best constant letter."""
+        return max((f for f in (self.chance, self.constant) if f is not None), default=None)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """All findings of a study.
+
+    Attributes:
+        family: number of tests that Holm's correction runs over.
+        level: the first step's level, 0.05 / family.
+    """
+
+    results: list[Result]
+    labels: list[LabelStrength]
+    received: list[Received]
+    family: int
+    level: float
+
+
+def floors(outcome: Outcome) -> tuple[float | None, float | None]:
+    """Return the accuracy of uniform guessing and of the best constant letter, None if unknown."""
+    if outcome.metric != ACCURACY:
+        return None, None
+    kept = judged(outcome)
+    chance = constant = None
+    if outcome.n_options is not None:
+        chance = float((1.0 / outcome.n_options[kept]).mean())
+    if outcome.letters_matter and outcome.answers is not None:
+        constant = float(np.bincount(outcome.answers[kept]).max() / kept.sum())
+    return chance, constant
+
+
+def score_interval(values: FloatArray, metric: str) -> Estimate:
+    """Return `mean_interval`, kept inside 0 and 1 for an accuracy.
+
+    Where all answers of all runs are right, or all wrong, Wilson's interval over the questions
+    stands in for one of no width.
+    """
+    estimate = mean_interval(values)
+    if metric != ACCURACY or np.isnan(estimate.low):
+        return estimate
+    low, high = estimate.low, estimate.high
+    if estimate.se == 0 and estimate.mean in (0.0, 1.0):
+        from statsmodels.stats.proportion import proportion_confint
+
+        right = round(estimate.mean * estimate.questions)
+        low, high = proportion_confint(right, estimate.questions, method="wilson")
+    return replace(estimate, low=max(0.0, float(low)), high=min(1.0, float(high)))
+
+
+def analyse(record: Record) -> Analysis:
+    """Turn a record of results into findings.
+
+    The primary family is every arm on every model and evaluation set, corrected by Holm over the
+    whole study. A gain that cannot be tested (fewer than three shared seeds, a model at the floor
+    or the ceiling) stays in the family with p = 1, so that it makes the others' threshold no
+    easier. All else (pairs, groups, the bootstrap) is descriptive.
+
+    Raises:
+        KeyError: an outcome has no arm of its baseline's name.
+        ValueError: a run has scores for a part of the questions only.
+    """
+    results = [_result(outcome) for outcome in record.outcomes]
+    family = sum(len(result.gains) for result in results)
+    level = ALPHA / max(family, 1)
+    everything = [gain for result in results for gain in result.gains]
+    corrected = holm(
+        [g.estimate.p if g.testable and g.estimate is not None else 1.0 for g in everything]
+    )
+    called = iter(
+        replace(gain, p_holm=float(p), smallest=smallest_visible(g.se, g.df, level))
+        if gain.testable and (g := gain.estimate) is not None
+        else gain
+        for gain, p in zip(everything, corrected, strict=True)
+    )
+    finished = []
+    for result in results:
+        own = [next(called) for _ in result.gains]
+        smallest = typical_smallest(result.outcome, [g.arm for g in own if g.testable], level)
+        finished.append(replace(result, gains=own, smallest=smallest))
+    strengths = [label_strength(check) for check in record.label_checks]
+    rates = [row for picture in record.orders for row in received(picture)]
+    return Analysis(finished, strengths, rates, family, level)
+
+
+def _result(outcome: Outcome) -> Result:
+    kept = judged(outcome)
+    scores = {
+        arm: score_interval(values[:, kept], outcome.metric)
+        for arm, values in outcome.arms.items()
+        if not np.isnan(values).all()
+    }
+    untuned = None
+    if outcome.untuned is not None and not np.isnan(outcome.untuned[kept]).any():
+        untuned = score_interval(outcome.untuned[kept][None, :], outcome.metric)
+    chance, constant = floors(outcome)
+    floor = max((f for f in (chance, constant) if f is not None), default=None)
+    baseline = scores.get(outcome.baseline)
+    at_floor = at_ceiling = False
+    if baseline is not None and outcome.metric == ACCURACY:
+        at_ceiling = baseline.high >= 1.0 - 1e-9  # Wilson's bound comes with rounding
+        if floor is not None:
+            cleared = [e.low > floor for e in (untuned, baseline) if e is not None]
+            at_floor = not any(cleared)
+    blocked = at_floor or at_ceiling
+    found = [
+        replace(
+            gain,
+            testable=not blocked and generalises(gain.estimate),
+            bootstrap=None
+            if gain.estimate is None
+            else bootstrap_interval(difference(outcome, gain.arm, outcome.baseline)),
+        )
+        for gain in gains(outcome)
+    ]
+    best = None
+    if found:
+        best = best_of(np.stack([difference(outcome, g.arm, outcome.baseline) for g in found]))
+    pairs = [] if blocked else all_pairs(outcome)
+    return Result(
+        outcome=outcome,
+        scores=scores,
+        untuned=untuned,
+        chance=chance,
+        constant=constant,
+        at_floor=at_floor,
+        at_ceiling=at_ceiling,
+        gains=found,
+        best=best,
+        pairs=pairs,
+        best_of_all=best_of_all(outcome, pairs),
+        smallest=None,
+        groups=group_scores(outcome),
+        notes=_run_notes(outcome),
+    )
+
+
+def typical_smallest(outcome: Outcome, arms: Sequence[str], level: float) -> float | None:
+    """Return the gain that the study could have seen for an order like these, None for no arms.
+
+    From the mean squares averaged over the arms: with three seeds those of a single arm differ so
+    much by luck that the smallest gain of each arm, taken alone, says little.
+    """
+    if not arms:
+        return None
+    squares, sizes = [], []
+    for arm in arms:
+        values = difference(outcome, arm, outcome.baseline)
+        values = values[complete_runs(values)]
+        squares.append(mean_squares(values))
+        sizes.append(len(values))
+    seed, question, rest = np.mean(np.array(squares), axis=0)
+    n_seeds = int(np.median(sizes))
+    variance, df = mean_variance(seed, question, rest, n_seeds, values.shape[1])
+    smallest = smallest_visible(float(np.sqrt(variance)), float(df), level)
+    return None if np.isnan(smallest) else smallest
+
+
+def group_scores(outcome: Outcome) -> list[GroupScore]:
+    """Return every arm's score by category and by whether the answer was seen in training."""
+    kept = judged(outcome)
+    rows: list[GroupScore] = []
+    parts: list[tuple[str, str, NDArray[np.bool_]]] = []
+    if outcome.categories is not None:
+        labels = np.array([c if c else UNLABELLED for c in outcome.categories], dtype=object)
+        parts += [("category", str(c), kept & (labels == c)) for c in sorted(set(labels[kept]))]
+    if outcome.answer_seen is not None:
+        parts += [
+            ("answer", "seen in training", kept & outcome.answer_seen),
+            ("answer", "not seen in training", kept & ~outcome.answer_seen),
+        ]
+    if not kept.all():
+        parts.append(("judged apart", "options that point at other options", ~kept))
+    for kind, name, chosen in parts:
+        if chosen.any():
+            rows += _scores_of_part(outcome, kind, name, chosen)
+    return rows
+
+
+def _scores_of_part(
+    outcome: Outcome, kind: str, name: str, chosen: NDArray[np.bool_]
+) -> list[GroupScore]:
+    rows = []
+    size = int(chosen.sum())
+    if outcome.untuned is not None:
+        rows.append(GroupScore(kind, name, size, "", float(outcome.untuned[chosen].mean()), None))
+    baseline = outcome.arms[outcome.baseline][:, chosen]
+    for arm, values in outcome.arms.items():
+        part = values[:, chosen]
+        present = complete_runs(part)
+        if not present.any():
+            continue
+        gain = None
+        both = present & complete_runs(baseline)
+        if arm != outcome.baseline and both.any():
+            gain = mean_interval(part[both] - baseline[both])
+        rows.append(GroupScore(kind, name, size, arm, float(part[present].mean()), gain))
+    return rows
+
+
+def _run_notes(outcome: Outcome) -> list[str]:
+    notes = []
+    have = {arm: complete_runs(values) for arm, values in outcome.arms.items()}
+    base = have[outcome.baseline]
+    for arm, present in have.items():
+        if arm == outcome.baseline:
+            continue
+        alone = present & ~base
+        lacking = base & ~present
+        if alone.any():
+            notes.append(
+                f"{arm}: {_seeds(outcome, alone)} has no run of {outcome.baseline} to be paired "
+                "with and was left out of the gain."
+            )
+        if lacking.any():
+            notes.append(f"{arm}: {_seeds(outcome, lacking)} is missing; the other pairs are used.")
+    apart = int((~judged(outcome)).sum())
+    if apart:
+        notes.append(
+            f"{apart} of {len(outcome.ids)} questions have options that point at other options; "
+            "they are judged apart and do not count here."
+        )
+    return notes
+
+
+def _seeds(outcome: Outcome, chosen: Sequence[bool] | NDArray[np.bool_]) -> str:
+    numbers = [str(seed) for seed, c in zip(outcome.seeds, chosen, strict=True) if c]
+    return ("seed " if len(numbers) == 1 else "each of seeds ") + ", ".join(numbers)

@@ -1,0 +1,339 @@
+"""The same statistics for results made anywhere: a table of id, arm, seed and score."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lessonplan.errors import InputError, nearest
+from lessonplan.evaluation.outcomes import Outcome, Record
+from lessonplan.statistics.analysis import ACCURACY, Analysis, analyse
+from lessonplan.statistics.verdict import (
+    MINUS,
+    place,
+    result_verdict,
+    signed,
+    spoken,
+    verdict,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+FloatArray = NDArray[np.float64]
+SCORES = ("correct", "value")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms compared with a baseline; prints as a table with its verdict in words.
+
+    Attributes:
+        record: the scores, as `lessonplan.report.write_report` takes them.
+        analysis: the findings.
+    """
+
+    record: Record
+    analysis: Analysis
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        text = io.StringIO()
+        Console(file=text, width=100, color_system=None, force_terminal=False).print(self)
+        return text.getvalue().rstrip("\n")
+
+    def __rich__(self) -> Group:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        parts: list[Any] = []
+        for result in self.analysis.results:
+            metric = result.outcome.metric
+            title = place(result)
+            table = Table(title=Text(title) if title else None, title_justify="left")
+            table.add_column("arm")
+            for heading in ("seeds", metric, "gain", "95% interval", "p", "Holm p", ""):
+                table.add_column(heading, justify="right")
+            found = {g.arm: g for g in result.gains}
+            for arm in result.outcome.arms:
+                score = result.scores.get(arm)
+                if score is None:
+                    table.add_row(Text(spoken(arm)), "0", "–", "–", "–", "–", "–", "")
+                    continue
+                level = f"{score.mean:.1%}" if metric == ACCURACY else f"{score.mean:.4g}"
+                row = [str(score.seeds), level.replace("-", MINUS)]
+                gain = found.get(arm)
+                if gain is None or gain.estimate is None:
+                    row += ["baseline" if arm == result.outcome.baseline else "–", "", "", "", ""]
+                else:
+                    e = gain.estimate
+                    row += [
+                        signed(e.mean, metric),
+                        f"{signed(e.low, metric)} to {signed(e.high, metric)}",
+                        f"{e.p:.3f}",
+                        "–" if gain.p_holm is None else f"{gain.p_holm:.3f}",
+                        "winner" if gain.winner else "worse" if gain.loser else "",
+                    ]
+                table.add_row(Text(spoken(arm)), *row)
+            parts.append(table)
+            if len(self.analysis.results) > 1:
+                parts.append(Text(" ".join(result_verdict(result).sentences) + "\n"))
+            parts += [Text(note) for note in result.notes]
+        whole = verdict(self.record, self.analysis)
+        parts += [Text(" ".join(whole.sentences)), *(Text(c) for c in whole.caveats)]
+        return Group(*parts)
+
+
+def compare(
+    table: Any,
+    *,
+    baseline: str = "random",
+    score: str | None = None,
+    title: str = "Comparison",
+) -> Comparison:
+    """Compare arms with a baseline, paired by seed and question.
+
+    Args:
+        table: path of a CSV, JSONL or Parquet file, or several; a PyArrow table, a pandas
+            DataFrame, or a mapping of columns. Columns: id, arm, seed, and ``correct`` (true or
+            false, 0 or 1) or ``value`` (a real number, higher is better); optional: model,
+            evaluation. One row for each question of each run.
+        baseline: the arm that the others are measured against.
+        score: the column to compare, where it is not ``correct`` or else ``value``.
+        title: of the report.
+
+    Raises:
+        InputError: a missing column, a duplicated row, no baseline, questions that differ between
+            runs, scores that are not numbers, or a single question.
+    """
+    columns, where = _read(table)
+    for name in ("id", "arm", "seed"):
+        _require(columns, name, where)
+    if score is None:
+        given = [name for name in SCORES if name in columns]
+        if not given:
+            close = nearest("correct", columns) or nearest("value", columns)
+            raise InputError(
+                f"{where}: no column 'correct' or 'value' with the scores; the columns are "
+                f"{', '.join(columns)}.{close}"
+            )
+        score = given[0]
+    else:
+        _require(columns, score, where)
+    values = _scores(columns[score], score, where)
+    ids, arms = _text(columns["id"], "id", where), _text(columns["arm"], "arm", where)
+    seeds = _seeds(columns["seed"], where)
+    if not len(ids):
+        raise InputError(f"{where}: there are no rows.")
+    if baseline not in arms:
+        raise InputError(
+            f"{where}: no arm is named {baseline!r}; the arms are {', '.join(sorted(set(arms)))}. "
+            f"Name the baseline.{nearest(baseline, set(arms))}"
+        )
+    blank = [""] * len(ids)
+    models = _text(columns["model"], "model", where) if "model" in columns else blank
+    sets = _text(columns["evaluation"], "evaluation", where) if "evaluation" in columns else blank
+    rows_of: dict[tuple[str, str], list[int]] = {}
+    for row, key in enumerate(zip(models, sets, strict=True)):
+        rows_of.setdefault(key, []).append(row)
+    metric = ACCURACY if score == "correct" else score
+    outcomes = [
+        _outcome(
+            key,
+            [ids[r] for r in rows],
+            [arms[r] for r in rows],
+            [seeds[r] for r in rows],
+            values[rows],
+            baseline,
+            metric,
+            where,
+        )
+        for key, rows in rows_of.items()
+    ]
+    runs = sum(int((~np.isnan(a).all(axis=1)).sum()) for o in outcomes for a in o.arms.values())
+    record = Record(title=title, outcomes=outcomes, runs_done=runs, runs_planned=runs)
+    return Comparison(record, analyse(record))
+
+
+def _outcome(
+    key: tuple[str, str],
+    ids: list[str],
+    arms: list[str],
+    seeds: list[int],
+    values: FloatArray,
+    baseline: str,
+    metric: str,
+    where: str,
+) -> Outcome:
+    spot = f"{where}, {' on '.join(k for k in key if k)}" if any(key) else where
+    questions = {name: i for i, name in enumerate(dict.fromkeys(ids))}
+    known_seeds = {seed: i for i, seed in enumerate(sorted(set(seeds)))}
+    names = list(dict.fromkeys(arms))
+    if baseline not in names:
+        raise InputError(f"{spot}: has no rows of the baseline {baseline!r}.")
+    if len(names) == 1:
+        raise InputError(f"{spot}: {baseline!r} is the only arm; there is nothing to compare.")
+    if len(questions) == 1:
+        raise InputError(f"{spot}: a single question (id {ids[0]!r}); at least two are needed.")
+    names.remove(baseline)
+    names.insert(0, baseline)
+    grid = {arm: np.full((len(known_seeds), len(questions)), np.nan) for arm in names}
+    for row, (name, arm, seed) in enumerate(zip(ids, arms, seeds, strict=True)):
+        cell = known_seeds[seed], questions[name]
+        if not np.isnan(grid[arm][cell]):
+            raise InputError(
+                f"{spot}: arm {arm!r}, seed {seed} has question {name!r} more than once; "
+                "each run scores each question once."
+            )
+        grid[arm][cell] = values[row]
+    for arm, array in grid.items():
+        missing = np.isnan(array)
+        partial = missing.any(axis=1) & ~missing.all(axis=1)
+        if partial.any():
+            run = int(np.argmax(partial))
+            first = list(questions)[int(np.argmax(missing[run]))]
+            count = int(missing[run].sum())
+            raise InputError(
+                f"{spot}: arm {arm!r}, seed {list(known_seeds)[run]} lacks {count}"
+                f" of the {len(questions)} question ids that other runs have (such as {first!r}); "
+                "all runs must score the same questions."
+            )
+        if not (~missing.all(axis=1) & ~np.isnan(grid[baseline]).all(axis=1)).any():
+            raise InputError(
+                f"{spot}: arm {arm!r} shares no seed with {baseline!r}; gains are paired by seed."
+            )
+    return Outcome(
+        model=key[0],
+        evaluation=key[1],
+        seeds=list(known_seeds),
+        ids=list(questions),
+        arms=grid,
+        strategies={arm: arm for arm in names},
+        sources={arm: {} for arm in names},
+        baseline=baseline,
+        metric=metric,
+    )
+
+
+def _read(table: Any) -> tuple[dict[str, list[Any]], str]:
+    if isinstance(table, (str, PathLike)):
+        return _read_file(Path(table)), str(table)
+    if isinstance(table, Mapping):
+        columns = {str(name): _listed(column) for name, column in table.items()}
+        if len({len(column) for column in columns.values()}) > 1:
+            sizes = ", ".join(f"{name} {len(column)}" for name, column in columns.items())
+            raise InputError(f"the table's columns differ in length: {sizes}.")
+        return columns, "the table"
+    if hasattr(table, "to_pydict"):  # a PyArrow table
+        return {str(k): list(v) for k, v in table.to_pydict().items()}, "the table"
+    if hasattr(table, "columns") and hasattr(table, "itertuples"):  # a pandas DataFrame
+        return {str(name): table[name].tolist() for name in table.columns}, "the table"
+    if isinstance(table, Sequence) and table and all(isinstance(p, (str, PathLike)) for p in table):
+        return _read_files([Path(p) for p in table])
+    raise InputError(
+        f"cannot compare a {type(table).__name__}; expected the path of a CSV, JSONL or Parquet "
+        "file, a PyArrow table, a pandas DataFrame or a mapping of columns."
+    )
+
+
+def _listed(column: Any) -> list[Any]:
+    listed = column.tolist() if hasattr(column, "tolist") else list(column)
+    return listed if isinstance(listed, list) else [listed]
+
+
+def _read_files(paths: list[Path]) -> tuple[dict[str, list[Any]], str]:
+    whole: dict[str, list[Any]] = {}
+    for number, path in enumerate(paths):
+        columns = _read_file(path)
+        if number and set(columns) != set(whole):
+            differing = ", ".join(sorted(set(columns) ^ set(whole)))
+            raise InputError(
+                f"{path}: the columns differ from those of {paths[0]}: {differing} in one only."
+            )
+        for name, column in columns.items():
+            whole.setdefault(name, []).extend(column)
+    return whole, ", ".join(str(p) for p in paths)
+
+
+def _read_file(path: Path) -> dict[str, list[Any]]:
+    import pyarrow as pa
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file.")
+    kind = path.suffix.lower()
+    try:
+        if kind == ".parquet":
+            from pyarrow import parquet
+
+            table = parquet.read_table(path)
+        elif kind in (".jsonl", ".ndjson"):
+            from pyarrow import json
+
+            table = json.read_json(path)
+        elif kind in (".csv", ".tsv"):
+            from pyarrow import csv
+
+            options = csv.ParseOptions(delimiter="\t" if kind == ".tsv" else ",")
+            table = csv.read_csv(path, parse_options=options)
+        else:
+            raise InputError(
+                f"{path}: expected a file that ends in .csv, .tsv, .jsonl or .parquet."
+            )
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as {kind[1:]}: {error}") from error
+    return {str(k): list(v) for k, v in table.to_pydict().items()}
+
+
+def _require(columns: Mapping[str, Any], name: str, where: str) -> None:
+    if name not in columns:
+        raise InputError(
+            f"{where}: no column {name!r}; the columns are {', '.join(columns)}."
+            f"{nearest(name, columns)}"
+        )
+
+
+def _text(column: list[Any], name: str, where: str) -> list[str]:
+    for row, value in enumerate(column, start=1):
+        if value is None or value != value or value == "":
+            raise InputError(f"{where}, row {row}: column {name!r} is empty.")
+    return [str(value) for value in column]
+
+
+def _seeds(column: list[Any], where: str) -> list[int]:
+    seeds = []
+    for row, value in enumerate(column, start=1):
+        try:
+            seed = int(value)
+            whole = float(seed) == float(value)
+        except (TypeError, ValueError, OverflowError):
+            whole = False
+        if not whole:
+            raise InputError(f"{where}, row {row}: seed {value!r} is not a whole number.")
+        seeds.append(seed)
+    return seeds
+
+
+def _scores(column: list[Any], name: str, where: str) -> FloatArray:
+    values = np.empty(len(column))
+    for row, value in enumerate(column):
+        try:
+            values[row] = float(value)
+        except (TypeError, ValueError):
+            values[row] = np.nan
+        if not np.isfinite(values[row]):
+            raise InputError(f"{where}, row {row + 1}: {name} is {value!r}, expected a number.")
+        if name == "correct" and values[row] not in (0.0, 1.0):
+            raise InputError(
+                f"{where}, row {row + 1}: correct is {value!r}, expected true or false, 0 or 1 "
+                "(for a real-valued score name the column 'value')."
+            )
+    return values

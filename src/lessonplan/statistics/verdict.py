@@ -1,0 +1,334 @@
+"""The findings in plain words: two sentences, and what must be said beside them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lessonplan.evaluation.outcomes import Record
+from lessonplan.statistics.analysis import ACCURACY, Analysis, Result
+from lessonplan.statistics.crossed import LEAST_SEEDS, THESE_RUNS, Estimate
+from lessonplan.statistics.family import Gain
+
+MINUS = "\N{MINUS SIGN}"
+STRATEGIES = {
+    "random",
+    "blocked",
+    "interleaved",
+    "curriculum",
+    "blocked_curriculum",
+    "interleaved_curriculum",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a comparison says.
+
+    Attributes:
+        kind: "winner", "no difference", "too few seeds", "floor", "ceiling" or "no runs".
+        sentences: two sentences.
+        caveats: further sentences without which the two would mislead.
+    """
+
+    kind: str
+    sentences: tuple[str, str]
+    caveats: tuple[str, ...] = ()
+
+
+def spoken(arm: str) -> str:
+    """Return an arm's name as it is read: ``blocked_curriculum`` becomes "blocked curriculum"."""
+    head, bracket, tail = arm.partition(" [")
+    return (head.replace("_", " ") if head in STRATEGIES else head) + bracket + tail
+
+
+def signed(value: float, metric: str) -> str:
+    """Return a gain with its sign: in points for an accuracy, else to three digits."""
+    if math.isnan(value):
+        return "unknown"
+    text = f"{value * 100:+.1f}" if metric == ACCURACY else f"{value:+.3g}"
+    if float(text) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", MINUS)
+
+
+def amount(value: float, metric: str) -> str:
+    """Return a size with its unit: "2.1 points" for an accuracy, else to three digits."""
+    if metric != ACCURACY:
+        return f"{value:.3g}"
+    text = f"{value * 100:.1f}"
+    return text + (" point" if text == "1.0" else " points")
+
+
+def chance_of(p: float) -> str:
+    """Return a p-value as "p = 0.012" or "p < 0.001"."""
+    if math.isnan(p):
+        return "p unknown"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def interval_words(estimate: Estimate, metric: str) -> str:
+    """Return "95% interval -0.3 to +2.1", or that there is none."""
+    if math.isnan(estimate.low):
+        return "no interval from a single run of a single question"
+    return f"95% interval {signed(estimate.low, metric)} to {signed(estimate.high, metric)}"
+
+
+def listing(names: list[str]) -> str:
+    """Join names with commas and a last "and"."""
+    if len(names) < 2:
+        return "".join(names)
+    return ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def place(result: Result) -> str:
+    """Return the model and evaluation set of a result in words, "" where a table has none."""
+    model, evaluation = result.outcome.model, result.outcome.evaluation
+    return " on ".join(part for part in (model, evaluation) if part)
+
+
+def baseline_words(result: Result) -> str:
+    """Return "the random shuffle", or the baseline's own name."""
+    name = result.outcome.baseline
+    return "the random shuffle" if name == "random" else spoken(name)
+
+
+def result_verdict(result: Result) -> Verdict:
+    """Say what was found for one model on one evaluation set."""
+    metric = result.outcome.metric
+    base = baseline_words(result)
+    measured = [g for g in result.gains if g.estimate is not None]
+    if result.outcome.baseline not in result.scores or not measured:
+        lacking = base if result.outcome.baseline not in result.scores else "every other order"
+        return Verdict(
+            "no runs",
+            (
+                f"Nothing can be compared yet: {lacking} has no finished run to compare with.",
+                "Start the study again to run what is missing.",
+            ),
+        )
+    if result.at_floor:
+        return _floor(result)
+    if result.at_ceiling:
+        return Verdict(
+            "ceiling",
+            (
+                f"Nothing can be concluded about the orders: {base} already answers "
+                f"{result.scores[result.outcome.baseline].mean:.1%} of the questions, which "
+                "cannot be told from all of them.",
+                "A harder evaluation set would leave room for a gain.",
+            ),
+        )
+    best = max(measured, key=_mean)
+    if not any(g.testable for g in measured):
+        return _too_few(result, best)
+    winners = sorted((g for g in measured if g.winner), key=_mean, reverse=True)
+    return _winner(result, winners, metric) if winners else _no_difference(result, best)
+
+
+def _mean(gain: Gain) -> float:
+    return gain.estimate.mean if gain.estimate is not None else -math.inf
+
+
+def _floor(result: Result) -> Verdict:
+    floor = result.floor if result.floor is not None else math.nan
+    by_letter = result.constant is not None and result.constant == result.floor
+    what = "always answering the same letter" if by_letter else "guessing"
+    tuned = result.scores[result.outcome.baseline].mean
+    base = baseline_words(result)
+    before = f"{result.untuned.mean:.1%} before tuning and " if result.untuned else ""
+    return Verdict(
+        "floor",
+        (
+            f"Nothing can be concluded about the orders: the model is at the floor, with "
+            f"{before}{tuned:.1%} after tuning on {base}, where {what} reaches {floor:.1%}.",
+            "A model that has not learned the task shows no difference between orders that "
+            "means anything, so no winner is called here.",
+        ),
+    )
+
+
+def _too_few(result: Result, best: Gain) -> Verdict:
+    assert best.estimate is not None
+    metric = result.outcome.metric
+    base = baseline_words(result)
+    seeds = max(g.estimate.seeds for g in result.gains if g.estimate is not None)
+    if best.estimate.questions == 1:
+        reason = "there is a single question"
+    else:
+        runs = "one seed" if seeds == 1 else f"{seeds} seeds"
+        reason = f"each order was run with {runs}, and at least {LEAST_SEEDS} are needed"
+    who = spoken(best.arm).capitalize()
+    unit = " points" if metric == ACCURACY else ""
+    scope = "over the questions, for these runs alone" if best.estimate.scope == THESE_RUNS else ""
+    return Verdict(
+        "too few seeds",
+        (
+            f"Nothing can be concluded yet: {reason} to tell an order from luck.",
+            f"In these runs {who[0].lower() + who[1:]} came out highest, "
+            f"{signed(best.estimate.mean, metric)}{unit} against {base} "
+            f"({interval_words(best.estimate, metric)}{', ' if scope else ''}{scope}).",
+        ),
+    )
+
+
+def _winner(result: Result, winners: list[Gain], metric: str) -> Verdict:
+    base = baseline_words(result)
+    top = winners[0]
+    assert top.estimate is not None
+    assert top.p_holm is not None
+    unit = "" if metric != ACCURACY else " points"
+    first = (
+        f"{_capital(spoken(top.arm))} beat {base} by {amount(top.estimate.mean, metric)} "
+        f"({interval_words(top.estimate, metric)}; {chance_of(top.p_holm)} after Holm's correction)"
+    )
+    others = [spoken(w.arm) + f" by {signed(_mean(w), metric)}{unit}" for w in winners[1:]]
+    first += f"; so did {listing(others)}." if others else "."
+    if result.best_of_all == top.arm:
+        second = "It is also better than every other order here."
+    elif len(result.gains) > 1:
+        second = "Whether it is the best of all orders here cannot be said: "
+        second += "it does not clearly beat each of the others."
+    else:
+        second = "No other order was compared."
+    if result.best is not None and result.best.k > 1:
+        second += (
+            f" Luck alone would give the best of {result.best.k} orders "
+            f"{signed(result.best.luck, metric)}{unit}."
+        )
+    return Verdict("winner", (first, second), _losers(result))
+
+
+def _no_difference(result: Result, best: Gain) -> Verdict:
+    assert best.estimate is not None
+    metric = result.outcome.metric
+    base = baseline_words(result)
+    unit = "" if metric != ACCURACY else " points"
+    losers = [g for g in result.gains if g.loser]
+    first = (
+        f"No order beat {base}"
+        if losers
+        else f"No difference from {base} was found that luck cannot explain"
+    )
+    first += (
+        f": the highest, {spoken(best.arm)}, stands at {signed(best.estimate.mean, metric)}{unit} "
+        f"({interval_words(best.estimate, metric)})"
+    )
+    second = ""
+    if result.best is not None and result.best.k > 1:
+        second = (
+            f"luck alone gives the best of {result.best.k} orders "
+            f"{signed(result.best.luck, metric)}{unit} on average, and "
+        )
+    second += "this does not show that the orders are equal"
+    if result.smallest is not None:
+        second += (
+            f": only a gain of about {amount(result.smallest, metric)} or more would have been "
+            "seen with a power of 80%"
+        )
+    second = _capital(second) + "."
+    return Verdict("no difference", (first + ".", second), _losers(result))
+
+
+def _losers(result: Result) -> tuple[str, ...]:
+    metric = result.outcome.metric
+    worse = [g for g in result.gains if g.loser]
+    if not worse:
+        return ()
+    unit = " points" if metric == ACCURACY else ""
+    names = listing([f"{spoken(g.arm)} ({signed(_mean(g), metric)}{unit})" for g in worse])
+    return (f"Worse than {baseline_words(result)}, beyond luck: {names}.",)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def verdict(record: Record, analysis: Analysis) -> Verdict:
+    """Say what a whole study found, in two sentences and caveats."""
+    results = analysis.results
+    caveats: list[str] = []
+    if record.runs_planned > record.runs_done:
+        caveats.append(
+            f"{record.runs_done} of {record.runs_planned} planned runs are done; "
+            "this speaks of those alone."
+        )
+    if record.failures:
+        count = len(record.failures)
+        caveats.append(f"{count} {'run' if count == 1 else 'runs'} failed or went missing.")
+    for label in analysis.labels:
+        if not label.visible and any(
+            "difficulty" in needs for r in results for needs in r.outcome.sources.values()
+        ):
+            known = not math.isnan(label.rho)
+            found = (
+                f"rank correlation {label.rho:.2f}, 95% interval {label.low:.2f} to "
+                f"{label.high:.2f}".replace("-", MINUS)
+                if known
+                else "it does not vary, or too few questions carry it"
+            )
+            caveats.append(
+                f"Nothing can be concluded about easy to hard orders by the difficulty "
+                f"“{label.source}”: it does not predict the loss of the untuned {label.model} on "
+                f"{label.training} ({found}), so to this model they may be just another shuffle."
+            )
+    if not results:
+        empty = ("Nothing can be compared yet: there are no results.", "Start the study first.")
+        return Verdict("no runs", empty, tuple(caveats))
+    if len(results) == 1:
+        own = result_verdict(results[0])
+        return Verdict(own.kind, own.sentences, (*own.caveats, *caveats))
+    overall = _overall(results)
+    return Verdict(overall.kind, overall.sentences, (*overall.caveats, *caveats))
+
+
+def _overall(results: list[Result]) -> Verdict:
+    verdicts = [result_verdict(result) for result in results]
+    kinds = [v.kind for v in verdicts]
+    winners = [(r, g) for r in results for g in r.gains if g.winner]
+    winners.sort(key=lambda pair: _mean(pair[1]), reverse=True)
+    judgeable = [r for r, kind in zip(results, kinds, strict=True) if kind in CONCLUSIVE]
+    silent = len(results) - len(judgeable)
+    if winners:
+        told = []
+        for result, gain in winners[:3]:
+            assert gain.estimate is not None
+            metric = result.outcome.metric
+            told.append(
+                f"{spoken(gain.arm)} by {amount(gain.estimate.mean, metric)} for {place(result)} "
+                f"({interval_words(gain.estimate, metric)})"
+            )
+        more = f", and {len(winners) - 3} more" if len(winners) > 3 else ""
+        first = f"Better than {baseline_words(results[0])}, beyond luck: {'; '.join(told)}{more}."
+        kind = "winner"
+    elif judgeable:
+        base = baseline_words(results[0])
+        first = (
+            f"In none of {len(judgeable)} comparisons was a gain over {base} found that luck "
+            "cannot explain."
+        )
+        kind = "no difference"
+    else:
+        first = f"Nothing can be concluded in any of the {len(results)} comparisons."
+        kind = kinds[0]
+    parts = []
+    sizes = [(r.smallest, r.outcome.metric) for r in judgeable if r.smallest is not None]
+    if sizes and len({metric for _, metric in sizes}) == 1:
+        low, high = amount(*min(sizes)), amount(*max(sizes))
+        parts.append(
+            f"the smallest gain that could have been seen is about {low}"
+            if low == high
+            else f"the smallest gains that could have been seen range from {low} to {high}"
+        )
+    if silent:
+        which = [
+            f"{place(r)} ({kind})"
+            for r, kind in zip(results, kinds, strict=True)
+            if kind not in CONCLUSIVE
+        ]
+        parts.append(f"nothing can be concluded for {listing(which)}")
+    second = _capital("; ".join(parts)) + "." if parts else "Each comparison stands below."
+    return Verdict(kind, (first, second), tuple(c for v in verdicts for c in v.caveats))
+
+
+CONCLUSIVE = {"winner", "no difference"}

@@ -1,0 +1,9 @@
+"""The grid of runs: its file, its plan, its folder, and what came out."""
+
+from __future__ import annotations
+
+from lessonplan.study.config import Study, load_study
+from lessonplan.study.record import read_record
+from lessonplan.study.run import Watch, run_study
+
+__all__ = ["Study", "Watch", "load_study", "read_record", "run_study"]

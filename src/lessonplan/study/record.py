@@ -1,0 +1,327 @@
+"""From a study folder back to arrays: the record that statistics and report are made from."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lessonplan.errors import InputError
+from lessonplan.evaluation.outcomes import Curve, LabelCheck, OrderPicture, Outcome, Record
+from lessonplan.evaluation.scores import option_scores
+from lessonplan.study.plan import UNTUNED, elsewhere, held_out_name
+from lessonplan.study.store import TUNING, Folder, open_folder, read_json
+
+RunRecord = dict[str, Any]
+
+
+def read_record(path: Path) -> Record:
+    """Read a study folder, finished or not.
+
+    Raises:
+        InputError: no study there, or a file of it is broken; names the file.
+    """
+    folder = open_folder(path)
+    plan = read_json(folder.plan_file)
+    tuned = [run for run in plan["runs"] if run["arm"] != UNTUNED]
+    done = [run for run in plan["runs"] if folder.has_tuning(run["id"])]
+    details = {run["id"]: read_json(folder.tuning(run["id"]) / TUNING) for run in done}
+    data = {name: _read(folder.data(name)) for name in plan["training"] + plan["evaluation"]}
+    return Record(
+        title=plan["study"],
+        outcomes=_outcomes(folder, plan, data),
+        orders=_orders(folder, plan, data),
+        label_checks=_label_checks(folder, plan, data),
+        config=folder.study_file.read_text(encoding="utf-8"),
+        recipe=_recipe_words(plan),
+        versions=_versions(details),
+        notes=plan["notes"],
+        runs_done=sum(folder.has_tuning(run["id"]) for run in tuned),
+        runs_planned=len(tuned),
+        failures=[_gap(folder, run) for run in plan["runs"] if not folder.has_tuning(run["id"])],
+        seconds=sum(detail["seconds"] for detail in details.values()),
+        machine=_machine(details),
+    )
+
+
+def _outcomes(folder: Folder, plan: dict[str, Any], data: dict[str, pa.Table]) -> list[Outcome]:
+    grouped: dict[tuple[str, str, str], list[RunRecord]] = defaultdict(list)
+    for run in plan["runs"]:
+        if run["arm"] != UNTUNED:
+            for name in dict.fromkeys(e["of"] for e in run["evaluations"]):
+                grouped[run["model"], run["training"], name].append(run)
+    return [
+        _outcome(folder, plan, data, model, training, name, runs)
+        for (model, training, name), runs in grouped.items()
+    ]
+
+
+def _outcome(
+    folder: Folder,
+    plan: dict[str, Any],
+    data: dict[str, pa.Table],
+    model: str,
+    training: str,
+    name: str,
+    runs: list[RunRecord],
+) -> Outcome:
+    of = training if name == held_out_name(training) else name
+    questions = data[of]
+    ids = questions["id"].to_pylist()
+    place = {identifier: i for i, identifier in enumerate(ids)}
+    seeds = list(plan["seeds"])
+    arms = {run["arm"]: np.full((len(seeds), len(ids)), np.nan) for run in runs}
+    along: dict[str, list[tuple[int, pa.Table]]] = defaultdict(list)
+    finals: dict[str, int] = {}
+    for run in runs:
+        row = seeds.index(run["seed"])
+        for evaluation in run["evaluations"]:
+            file = folder.evaluation(run["id"], evaluation["id"])
+            if evaluation["of"] != name or not file.is_file():
+                continue
+            table = _read(file)
+            if evaluation["kind"] == "final":
+                _fill(arms[run["arm"]][row], table, place)
+                finals[run["arm"]] = int(table["checkpoint"][0].as_py())
+            else:
+                along[run["arm"]].append((row, table))
+    untuned = np.full(len(ids), np.nan)
+    base = _untuned_table(folder, plan, model, of)
+    if base is not None:
+        _fill(untuned, base, place)
+    options = questions["options"].to_pylist()
+    answers = questions["answer"].to_numpy()
+    right = [o[a] for o, a in zip(options, answers, strict=True)]
+    return Outcome(
+        model=model,
+        evaluation=name
+        if len(plan["training"]) == 1 or of == training
+        else f"{name} (tuned on {training})",
+        seeds=seeds,
+        ids=ids,
+        arms=arms,
+        strategies={run["arm"]: run["strategy"] for run in runs},
+        sources={run["arm"]: run["sources"] for run in runs},
+        baseline=plan["baseline"],
+        untuned=None if np.isnan(untuned).any() else untuned,
+        answers=answers,
+        n_options=np.array([len(o) for o in options], dtype=np.int64),
+        letters_matter=plan["scoring"]["form"] == "letter",
+        categories=_categories(questions["category"]),
+        difficulty=_numbers(questions["difficulty"]),
+        answer_seen=_seen(data[training], right, of == training),
+        curves=_curves(arms, along, finals, untuned, place),
+        folds=plan["folds"].get(training, 1) if of == training else 1,
+        meaningless=elsewhere({"options": options}, plan["scoring"]["form"])
+        if plan["scoring"]["form"] == "cloze"
+        else None,
+    )
+
+
+def _fill(values: NDArray[np.float64], table: pa.Table, place: dict[str, int]) -> None:
+    rows = [place[identifier] for identifier in table["id"].to_pylist() if identifier in place]
+    values[rows] = table["correct"].to_numpy().astype(np.float64)
+
+
+def _curves(
+    arms: dict[str, NDArray[np.float64]],
+    along: dict[str, list[tuple[int, pa.Table]]],
+    finals: dict[str, int],
+    untuned: NDArray[np.float64],
+    place: dict[str, int],
+) -> dict[str, Curve]:
+    """Join untuned model, checkpoints and end on the questions that were scored on the way."""
+    curves = {}
+    for arm, tables in along.items():
+        part = sorted({place[i] for _, table in tables for i in table["id"].unique().to_pylist()})
+        column = {i: j for j, i in enumerate(part)}
+        points = sorted(
+            {int(c) for _, table in tables for c in table["checkpoint"].unique().to_pylist()}
+        )
+        seen = [0, *points, *([finals[arm]] if arm in finals else [])]
+        values = np.full((len(arms[arm]), len(seen), len(part)), np.nan)
+        values[:, 0] = untuned[part]
+        if arm in finals:
+            values[:, -1] = arms[arm][:, part]
+        for row, table in tables:
+            where = [column[place[i]] for i in table["id"].to_pylist()]
+            at = [1 + points.index(c) for c in table["checkpoint"].to_pylist()]
+            values[row, at, where] = table["correct"].to_numpy().astype(np.float64)
+        curves[arm] = Curve(np.array(seen, dtype=np.int64), values)
+    return curves
+
+
+def _orders(folder: Folder, plan: dict[str, Any], data: dict[str, pa.Table]) -> list[OrderPicture]:
+    """Return one picture an arm: the first seed (and fold) that was run, of the first model."""
+    pictures = []
+    shown: set[tuple[str, str]] = set()
+    for run in plan["runs"]:
+        file = folder.tuning(run["id"]) / "order.parquet"
+        key = (run["training"], run["arm"])
+        if run["arm"] == UNTUNED or key in shown or not file.is_file():
+            continue
+        shown.add(key)
+        order = _read(file)
+        table = data[run["training"]]
+        place = {identifier: i for i, identifier in enumerate(table["id"].to_pylist())}
+        rows = [place[i] for i in order["id"].to_pylist()]
+        categories = _label(table, "category", run["sources"].get("category"))
+        difficulty = _label(table, "difficulty", run["sources"].get("difficulty"))
+        pictures.append(
+            OrderPicture(
+                training=run["training"],
+                arm=run["arm"],
+                seed=run["seed"],
+                categories=None if categories is None else [categories[i] for i in rows],
+                difficulty=None if difficulty is None else np.asarray(difficulty)[rows],
+                learning_rate=order["learning_rate"].to_numpy(),
+            )
+        )
+    return pictures
+
+
+def _label(table: pa.Table, kind: str, source: str | None) -> Any:
+    """Return a label of all questions under a source (the set's first where none is named)."""
+    names = [name for name in table.column_names if name.startswith(f"{kind}: ")]
+    name = f"{kind}: {source}" if source else (names[0] if names else "")
+    if name not in names:
+        return None
+    return _categories(table[name]) if kind == "category" else _numbers(table[name])
+
+
+def _label_checks(
+    folder: Folder, plan: dict[str, Any], data: dict[str, pa.Table]
+) -> list[LabelCheck]:
+    checks = []
+    for model in dict.fromkeys(run["model"] for run in plan["runs"]):
+        for training in plan["training"]:
+            losses = _untuned_losses(folder, plan, model, training)
+            if losses is None:
+                continue
+            table = data[training]
+            for name in table.column_names:
+                if name.startswith("difficulty: "):
+                    difficulty = _numbers(table[name])
+                    if difficulty is not None:
+                        source = name.removeprefix("difficulty: ")
+                        checks.append(LabelCheck(model, training, source, difficulty, losses))
+    return checks
+
+
+def _untuned_table(folder: Folder, plan: dict[str, Any], model: str, of: str) -> pa.Table | None:
+    for run in plan["runs"]:
+        if run["arm"] == UNTUNED and run["model"] == model:
+            for evaluation in run["evaluations"]:
+                file = folder.evaluation(run["id"], evaluation["id"])
+                if evaluation["of"] == of and file.is_file():
+                    return _read(file)
+    return None
+
+
+def _untuned_losses(
+    folder: Folder, plan: dict[str, Any], model: str, training: str
+) -> NDArray[np.float64] | None:
+    """Return the loss that training begins with, question by question, in nats ``[n]``."""
+    table = _untuned_table(folder, plan, model, training)
+    if table is None:
+        return None
+    sums = [np.array(x) for x in table["loglikelihood"].to_pylist()]
+    tokens = [np.array(x) for x in table["tokens"].to_pylist()]
+    answers = table["answer"].to_numpy()
+    if plan["recipes"][model]["loss"] == "answer":
+        return np.array([-s[a] / t[a] for s, t, a in zip(sums, tokens, answers, strict=True)])
+    score = "sum" if plan["scoring"]["form"] == "letter" else plan["scoring"]["score"]
+    lengths = [np.array(x) for x in table["bytes"].to_pylist()]
+    scores = option_scores(score, sums, tokens, lengths)
+    return np.array([np.logaddexp.reduce(s) - s[a] for s, a in zip(scores, answers, strict=True)])
+
+
+def _seen(training: pa.Table, right: list[str], same_set: bool) -> NDArray[np.bool_] | None:
+    """Say which right answers also are right answers in training (None for held-out folds)."""
+    if same_set:
+        return None
+    trained = {
+        options[answer].casefold()
+        for options, answer in zip(
+            training["options"].to_pylist(), training["answer"].to_pylist(), strict=True
+        )
+    }
+    return np.array([text.casefold() in trained for text in right])
+
+
+def _categories(column: pa.ChunkedArray) -> list[str] | None:
+    return None if column.null_count else [str(value) for value in column.to_pylist()]
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64] | None:
+    if column.null_count or pa.types.is_null(column.type):
+        return None
+    values = np.asarray(pc.cast(column, pa.float64()).to_numpy(), dtype=np.float64)
+    return None if np.isnan(values).any() else values
+
+
+def _recipe_words(plan: dict[str, Any]) -> dict[str, Any]:
+    """Return what differs between models with the model's name, the rest once."""
+    words: dict[str, Any] = {}
+    recipes: dict[str, dict[str, Any]] = {
+        model: {k: v for k, v in recipe.items() if k != "adapter"}
+        | {f"adapter {k}": v for k, v in recipe["adapter"].items()}
+        for model, recipe in plan["recipes"].items()
+    }
+    first = next(iter(recipes.values()))
+    for key in first:
+        values = {model: recipe[key] for model, recipe in recipes.items()}
+        if len(set(map(str, values.values()))) == 1:
+            words[key.replace("_", " ")] = first[key]
+        else:
+            words |= {f"{key.replace('_', ' ')} ({m})": v for m, v in values.items()}
+    scoring = plan["scoring"]
+    words["scoring"] = scoring["form"] + (
+        f", {scoring['score']}" if scoring["form"] == "cloze" else ""
+    )
+    words["seeds"] = ", ".join(map(str, plan["seeds"]))
+    return words
+
+
+def _versions(details: dict[str, RunRecord]) -> dict[str, list[str]]:
+    found: dict[str, set[str]] = defaultdict(set)
+    for detail in details.values():
+        for name, version in detail["versions"].items():
+            found[name].add(version)
+        found["Python"].add(detail["machine"]["python"])
+        found["engine numerics"].add(str(detail["numerics"]))
+    return {name: sorted(versions) for name, versions in found.items()}
+
+
+def _machine(details: dict[str, RunRecord]) -> str:
+    return "; ".join(
+        sorted(
+            {
+                f"{d['machine']['processor']}, {d['recipe']['threads']} threads"
+                for d in details.values()
+            }
+        )
+    )
+
+
+def _gap(folder: Folder, run: RunRecord) -> str:
+    failure = folder.failure(run["id"])
+    if failure.is_file():
+        return str(read_json(failure)["reason"])
+    where = "" if run["fold"] is None else f", fold {run['fold']}"
+    return f"{run['model']}, {run['arm']}, seed {run['seed']}{where}: not run yet"
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(
+            f"{path} is broken ({error}). Delete {path.parent} to have it made again."
+        ) from None

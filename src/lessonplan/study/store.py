@@ -1,0 +1,248 @@
+"""The study folder: what lands on disk, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from lessonplan.errors import InputError
+from lessonplan.study.config import dump_study
+from lessonplan.study.plan import Plan, QuestionSet
+
+TUNING = "tuning.json"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The layout of a study folder.
+
+    study.yaml                              the configuration as resolved
+    plan.json                               which runs the study asks for, by id
+    data/<set>.parquet                      the questions and their labels
+    tunings/<id>/tuning.json                what was run, how it went
+    tunings/<id>/order.parquet              what the model saw when
+    tunings/<id>/adapter/                   PEFT format
+    tunings/<id>/evaluations/<id>.parquet   log-likelihoods and choices
+    failures/<id>.json                      why a run failed
+    report/                                 index.html, tables, figures
+    """
+
+    path: Path
+
+    @property
+    def study_file(self) -> Path:
+        return self.path / "study.yaml"
+
+    @property
+    def plan_file(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    def data(self, name: str) -> Path:
+        return self.path / "data" / f"{slug(name)}.parquet"
+
+    def tuning(self, run_id: str) -> Path:
+        return self.path / "tunings" / run_id
+
+    def evaluation(self, run_id: str, evaluation_id: str) -> Path:
+        return self.tuning(run_id) / "evaluations" / f"{evaluation_id}.parquet"
+
+    def failure(self, run_id: str) -> Path:
+        return self.path / "failures" / f"{run_id}.json"
+
+    def has_tuning(self, run_id: str) -> bool:
+        return (self.tuning(run_id) / TUNING).is_file()
+
+    def has_evaluation(self, run_id: str, evaluation_id: str) -> bool:
+        return self.evaluation(run_id, evaluation_id).is_file()
+
+
+def open_folder(path: Path) -> Folder:
+    """Return the folder of an existing study.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = Folder(path)
+    if not folder.plan_file.is_file():
+        raise InputError(
+            f"{path} is no study folder: it has no plan.json. Run `lessonplan study` first."
+        )
+    return folder
+
+
+@contextmanager
+def locked(folder: Folder) -> Iterator[None]:
+    """Hold a study folder, so that no second process writes to it.
+
+    Raises:
+        InputError: another process holds it; says which.
+    """
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.path / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = _read_text(folder.path / ".holder")
+        raise InputError(
+            f"Another process is at work in {folder.path}{holder and ': ' + holder}."
+        ) from None
+    except OSError as error:
+        raise InputError(f"{folder.path} cannot be written to: {error.strerror}.") from None
+    try:
+        (folder.path / ".holder").write_text(f"process {os.getpid()} on {os.uname().nodename}")
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (folder.path / ".holder").unlink()
+        lock.release()
+
+
+def begin(folder: Folder, plan: Plan) -> None:
+    """Write down what is to be run, and clear away what a killed process left half done.
+
+    Raises:
+        InputError: the folder holds another study, or files that are none.
+    """
+    name = plan.study.name
+    if folder.study_file.is_file():
+        held = _study_name(folder.study_file)
+        if held != name:
+            raise InputError(
+                f"{folder.path} holds another study ({held!r}, not {name!r}). Give another folder "
+                "with -o, or the same name in the study file."
+            )
+    elif any(p.name not in (".lock", ".holder") for p in folder.path.iterdir()):
+        raise InputError(
+            f"{folder.path} is not empty and holds no study. Give another folder with -o."
+        )
+    for left in folder.path.glob("**/.writing-*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    write_text(folder.study_file, dump_study(plan.study))
+    for questions in plan.training + plan.evaluation:
+        write_table(folder.data(questions.name), _question_table(questions))
+    write_text(folder.plan_file, json.dumps(_plan_record(plan), indent=1, ensure_ascii=False))
+
+
+def slug(name: str) -> str:
+    """Return a name as a file name that cannot leave its folder."""
+    plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")
+    return plain or "set"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, then give it its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".writing-{os.getpid()}-{path.name}")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file under a temporary name, then give it its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".writing-{os.getpid()}-{path.name}")
+    pq.write_table(table, scratch)
+    scratch.replace(path)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a scratch folder that gets its final name only if all goes well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        scratch.rename(path)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file of a study holds.
+
+    Raises:
+        InputError: it is broken; says which file, and what to do.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}). Delete its folder to have it made again."
+        ) from None
+
+
+def _question_table(questions: QuestionSet) -> pa.Table:
+    data = questions.questions
+    columns: dict[str, Any] = {
+        name: data[name][:] for name in ("id", "question", "options", "answer")
+    }
+    columns |= {"category": data["category"][:], "difficulty": data["difficulty"][:]}
+    for (kind, source), values in questions.labels.items():
+        columns[f"{kind}: {source}"] = list(values)
+    if questions.fold is not None:
+        columns["fold"] = questions.fold
+    return pa.table(columns)
+
+
+def _plan_record(plan: Plan) -> dict[str, Any]:
+    study = plan.study
+    return {
+        "study": study.name,
+        "baseline": study.baseline,
+        "scoring": study.scoring.model_dump(),
+        "seeds": study.seeds,
+        "training": [q.name for q in plan.training],
+        "evaluation": [q.name for q in plan.evaluation],
+        "folds": {q.name: int(q.fold.max()) + 1 for q in plan.training if q.fold is not None},
+        "recipes": {m.spec.title: m.recipe.model_dump() for m in plan.models},
+        "notes": plan.notes,
+        "runs": [
+            {
+                "id": run.id,
+                "model": run.model,
+                "training": run.training,
+                "arm": run.arm,
+                "strategy": run.strategy,
+                "sources": run.sources,
+                "seed": run.seed,
+                "fold": run.fold,
+                "evaluations": [{"id": e.id, "of": e.of, "kind": e.kind} for e in run.evaluations],
+            }
+            for run in plan.runs
+        ],
+    }
+
+
+def _study_name(path: Path) -> str | None:
+    from ruamel.yaml import YAML
+
+    held = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    return held.get("name") if isinstance(held, dict) else None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

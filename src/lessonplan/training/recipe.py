@@ -1,0 +1,155 @@
+"""How a model is fine-tuned and scored: every setting, with its default and its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lessonplan.errors import InputError, nearest
+
+Score = Literal["sum", "per_token", "per_byte", "unconditional"]
+
+
+class Strict(BaseModel):
+    """Base of all settings: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Scoring(Strict):
+    """How options are compared.
+
+    Attributes:
+        form: "cloze" continues the prompt with each option's own text; "letter" lists the options
+            in the prompt and continues it with each letter (the paper's form).
+        score: the primary score, the only one that decides what is chosen. Of an option's
+            log-likelihood: "sum"; "per_token" and "per_byte", the sum over the option's length;
+            "unconditional", the sum minus that of the option without the question. Letters are
+            always compared by "sum".
+        template: prompt with {question}, and {options} and {letters} for letters.
+    """
+
+    form: Literal["cloze", "letter"] = "cloze"
+    score: Score = "per_token"
+    template: str | None = None
+
+    @model_validator(mode="after")
+    def _template_has_question(self) -> Scoring:
+        if self.template is not None and self.template.count("{question}") != 1:
+            raise ValueError("the template must hold {question} exactly once")
+        return self
+
+
+class Adapter(Strict):
+    """LoRA (Hu et al. 2021). Defaults of rank and alpha are the paper's.
+
+    Attributes:
+        layers: how many of the top layers to tune, or "all".
+    """
+
+    rank: Annotated[int, Field(ge=1)] = 16
+    alpha: Annotated[float, Field(gt=0)] = 64
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    layers: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
+
+
+class Recipe(Strict):
+    """How a model is fine-tuned.
+
+    Attributes:
+        learning_rate: the peak, of AdamW.
+        batch_size: questions in one forward pass.
+        accumulation: batches in one optimiser step.
+        epochs: passes over the data; `each` draws the order of each anew or keeps it the same.
+        schedule: of the learning rate after warm-up. "linear" and "cosine" decay to 0, "constant"
+            stays, "wsd" (warm-up, stable, decay) decays linearly over the last fifth of the steps.
+        warmup: share of the steps over which the rate rises linearly from 0.
+        loss: "answer" is the negative log-likelihood of the right answer's tokens (their mean);
+            "choice" is the cross-entropy over the scores of all options, so that wrong options
+            enter the training.
+        weight: "question" gives every question the same weight whatever its batch-mates. "token"
+            gives every answer token the same weight within its step, as most trainers do: then a
+            question's weight depends on the order.
+        max_tokens: longer questions lose their beginning.
+        max_grad_norm: gradients are scaled down to this norm; 0 does not clip.
+        dtype, quantization, device: of the base model. Adapters are float32.
+        threads: CPU threads. Part of the recipe because sums depend on it in the last digits.
+    """
+
+    adapter: Adapter = Adapter()
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    accumulation: Annotated[int, Field(ge=1)] = 1
+    epochs: Annotated[int, Field(ge=1)] = 1
+    each: Literal["same", "anew"] = "same"
+    schedule: Literal["linear", "constant", "cosine", "wsd"] = "linear"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    loss: Literal["answer", "choice"] = "answer"
+    weight: Literal["question", "token"] = "question"
+    max_tokens: Annotated[int, Field(ge=16)] = 512
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantization: Literal["none", "nf4"] = "none"
+    device: str = "cpu"
+    threads: Annotated[int, Field(ge=1)] = 2
+
+    @model_validator(mode="after")
+    def _weights_that_exist(self) -> Recipe:
+        if self.loss == "choice" and self.weight == "token":
+            raise ValueError(
+                "weight: token goes with loss: answer; a choice has one term a question"
+            )
+        return self
+
+    @property
+    def step_size(self) -> int:
+        """Questions in one optimiser step."""
+        return self.batch_size * self.accumulation
+
+
+def read_recipe(settings: Sequence[str]) -> Recipe:
+    """Return a recipe from "key=value" settings such as "adapter.layers=8".
+
+    Raises:
+        InputError: names the setting and what is wrong with it.
+    """
+    values: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise InputError(f"--set takes key=value, such as learning_rate=1e-3, not {setting!r}.")
+        *groups, last = key.split(".")
+        place = values
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[last] = value
+    recipe: Recipe = _checked(Recipe, values)
+    return recipe
+
+
+def read_scoring(form: str, score: str) -> Scoring:
+    """Return the scoring of a form and primary score, or say what is wrong with them."""
+    scoring: Scoring = _checked(Scoring, {"form": form, "score": score})
+    return scoring
+
+
+def _checked(kind: type[Any], values: dict[str, Any]) -> Any:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors():
+            key = ".".join(str(p) for p in problem["loc"] if p in _all_keys())
+            message = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "extra_forbidden":
+                key = str(problem["loc"][-1])
+                message = "there is no such setting." + nearest(key, _all_keys())
+            problems.append(f"{key}: {message} (found {problem['input']!r})")
+        raise InputError("; ".join(dict.fromkeys(problems))) from None
+
+
+def _all_keys() -> list[str]:
+    return [name for spec in (Recipe, Adapter, Scoring) for name in spec.model_fields]

@@ -1,0 +1,120 @@
+"""One fine-tuning, start to finish: from questions and a strategy to an adapter on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lessonplan.errors import InputError
+from lessonplan.models.engine import Engine
+from lessonplan.models.loading import Model, load
+from lessonplan.models.lora import Adapter, add_adapter
+from lessonplan.models.rows import question_texts, token_rows
+from lessonplan.orders import STRATEGIES, order
+from lessonplan.training.recipe import Recipe, Scoring
+from lessonplan.training.tune import TuningLog, tune
+
+
+def prepare(
+    model: str, recipe: Recipe, *, trust_remote_code: bool = False, cache_bytes: int = 4 << 30
+) -> tuple[Model, Engine, Adapter]:
+    """Load a model, add a fresh adapter to it, and make the engine for both."""
+    import torch
+
+    torch.set_num_threads(recipe.threads)
+    loaded = load(
+        model,
+        dtype=recipe.dtype,
+        quantization=recipe.quantization,
+        device=recipe.device,
+        trust_remote_code=trust_remote_code,
+    )
+    shape = recipe.adapter
+    layers = None if shape.layers == "all" else shape.layers
+    adapter = add_adapter(
+        loaded.network, rank=shape.rank, alpha=shape.alpha, dropout=shape.dropout, layers=layers
+    )
+    depth = int(loaded.network.config.get_text_config().num_hidden_layers)
+    keep_below = 0 if layers is None else max(0, depth - layers)
+    return loaded, Engine(loaded.network, keep_below=keep_below, cache_bytes=cache_bytes), adapter
+
+
+def train(
+    questions: Any,
+    model: str,
+    strategy: str,
+    out: Path,
+    *,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    scoring: Scoring | None = None,
+    trust_remote_code: bool = False,
+    on_step: Callable[[int], None] | None = None,
+    **settings: Any,
+) -> TuningLog:
+    """Fine-tune a model on questions in a strategy's order and save the adapter.
+
+    Args:
+        questions: a question `Dataset`, with the labels that the strategy uses.
+        model: a preset, folder, GGUF file or hub id.
+        strategy: a key of `lessonplan.orders.STRATEGIES`.
+        out: folder for the adapter, in PEFT's format; must not exist or be empty.
+        seed: of the order, the initial adapter and dropout.
+        recipe, scoring: how to tune, and the form of the prompt.
+        on_step: called with the number of questions seen.
+        settings: further arguments of `lessonplan.order`, such as blocks or bands.
+
+    Raises:
+        InputError: labels that are missing, a folder in use, a model that cannot be loaded.
+        TuningError: the loss stopped being a number.
+    """
+    recipe, scoring = recipe or Recipe(), scoring or Scoring()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not an empty folder. Give another one with -o.")
+    shown = question_order(questions, strategy, seed=seed, recipe=recipe, **settings)
+    loaded, engine, adapter = prepare(model, recipe, trust_remote_code=trust_remote_code)
+    texts = question_texts(
+        questions, scoring.form, template=scoring.template, only_answer=recipe.loss == "answer"
+    )
+    names = [f"question {identifier}" for identifier in questions["id"]]
+    rows = token_rows(loaded.tokenizer, texts, max_tokens=recipe.max_tokens, names=names)
+    log = tune(
+        engine,
+        adapter,
+        rows,
+        shown,
+        recipe,
+        seed=seed,
+        hidden=engine.lower(rows),
+        answers=np.asarray(questions["answer"][:], dtype=np.int64),
+        score="sum" if scoring.form == "letter" else scoring.score,
+        on_step=on_step,
+    )
+    adapter.save(out, model)
+    return log
+
+
+def question_order(
+    questions: Any, strategy: str, *, seed: int, recipe: Recipe, **settings: Any
+) -> NDArray[np.int64]:
+    """Return a strategy's order of a question `Dataset`, by its own label columns."""
+    uses = STRATEGIES.get(strategy)
+    labels: dict[str, Any] = {}
+    if uses and uses.uses_category:
+        labels["category"] = questions["category"][:]
+    if uses and (uses.uses_difficulty or settings.get("category_order") == "difficulty"):
+        found = questions["difficulty"][:]
+        labels["difficulty"] = [np.nan if value is None else value for value in found]
+    return order(
+        strategy,
+        len(questions),
+        seed=seed,
+        epochs=recipe.epochs,
+        each=recipe.each,
+        **labels,
+        **settings,
+    )

@@ -1,0 +1,180 @@
+"""Fine-tuning that keeps the order exactly: row after row, nothing reshuffled, nothing dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lessonplan.errors import InputError
+from lessonplan.models.engine import Engine, Hidden
+from lessonplan.models.lora import Adapter
+from lessonplan.models.rows import Row
+from lessonplan.seeds import stream_seed
+from lessonplan.training.recipe import Recipe, Score
+from lessonplan.training.schedule import learning_rates, steps_of
+
+
+class TuningError(RuntimeError):
+    """A fine-tuning cannot go on, for example because its loss is no longer a number."""
+
+
+@dataclass(frozen=True)
+class TuningLog:
+    """What happened in a fine-tuning.
+
+    Attributes:
+        losses: float64 ``[steps]``, the mean loss of the questions in each step, in nats.
+        learning_rates: float64 ``[steps]``.
+    """
+
+    losses: NDArray[np.float64]
+    learning_rates: NDArray[np.float64]
+
+
+def tune(
+    engine: Engine,
+    adapter: Adapter,
+    rows: Sequence[Row],
+    order: NDArray[np.int64],
+    recipe: Recipe,
+    *,
+    seed: int,
+    hidden: Hidden | None = None,
+    answers: NDArray[np.int64] | None = None,
+    score: Score = "per_token",
+    checkpoints: Sequence[int] = (),
+    on_checkpoint: Callable[[int], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> TuningLog:
+    """Fine-tune an adapter on rows in exactly the given order.
+
+    Args:
+        engine: of the network that carries the adapter.
+        adapter: is reset from `seed` first.
+        rows: one row a question: the answer alone for ``loss="answer"``, all options for "choice".
+        order: int64 ``[exposures]``, row numbers.
+        recipe: the settings.
+        seed: of the initial adapter and of dropout.
+        hidden: the lower layers' output for `rows`, from `Engine.lower`.
+        answers: int64 ``[rows]`` index of the right option, for ``loss="choice"``.
+        score: which score "choice" compares.
+        checkpoints: numbers of questions seen at which `on_checkpoint` is called, after the step
+            that reaches them.
+        on_checkpoint, on_step: called with the number of questions seen so far.
+
+    Returns:
+        The losses and learning rates of every step.
+
+    Raises:
+        TuningError: the loss is not finite; names the step.
+        InputError: "choice" without answers, or by a score that training cannot use.
+    """
+    if recipe.loss == "choice" and answers is None:
+        raise InputError("loss: choice needs the index of each right option.")
+    if recipe.loss == "choice" and score == "unconditional":
+        raise InputError(
+            "loss: choice cannot use score: unconditional, which needs a second pass for every "
+            "option; take per_token, per_byte or sum."
+        )
+    total = len(order)
+    rates = learning_rates(recipe, steps_of(recipe, total))
+    losses = np.zeros(len(rates))
+    pending = sorted({int(c) for c in checkpoints})
+    adapter.reset(seed)
+    optimizer = torch.optim.AdamW(
+        adapter.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    with _dropout_stream(stream_seed(seed, "dropout")):
+        adapter.train(True)
+        for step, start in enumerate(range(0, total, recipe.step_size)):
+            chosen = order[start : start + recipe.step_size]
+            weights = _weights(recipe, [rows[i] for i in chosen])
+            for first in range(0, len(chosen), recipe.batch_size):
+                part = slice(first, first + recipe.batch_size)
+                indices = chosen[part]
+                loss = question_losses(
+                    engine,
+                    [rows[i] for i in indices],
+                    None if hidden is None else [hidden.row(i) for i in indices],
+                    None if answers is None or recipe.loss == "answer" else answers[indices],
+                    score,
+                )
+                weighted = (loss * weights[part].to(loss.device)).sum()
+                torch.autograd.backward(weighted)
+                losses[step] += loss.detach().double().sum().item() / len(chosen)
+            if not np.isfinite(losses[step]):
+                raise TuningError(
+                    f"The loss became {losses[step]} at step {step + 1} of {len(rates)} (question "
+                    f"{start + 1} of {total}). A lower learning_rate usually helps."
+                )
+            if recipe.max_grad_norm:
+                torch.nn.utils.clip_grad_norm_(adapter.parameters, recipe.max_grad_norm)
+            for group in optimizer.param_groups:
+                group["lr"] = float(rates[step])
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            seen = min(total, start + recipe.step_size)
+            if on_step:
+                on_step(seen)
+            if pending and seen >= pending[0]:
+                while pending and seen >= pending[0]:
+                    pending.pop(0)
+                if on_checkpoint:
+                    adapter.train(False)
+                    on_checkpoint(seen)
+                    adapter.train(True)
+        adapter.train(False)
+    return TuningLog(losses, rates)
+
+
+def question_losses(
+    engine: Engine,
+    rows: Sequence[Row],
+    hidden: Sequence[Tensor] | None,
+    answers: NDArray[np.int64] | None,
+    score: Score,
+) -> Tensor:
+    """Return the loss of each question in nats, float32 ``[B]``.
+
+    With `answers`, the cross-entropy over the options' scores; without, the mean negative
+    log-likelihood of the tokens of the row's only option.
+    """
+    sums, tokens = engine.option_sums(rows, hidden)
+    if answers is None:
+        return -sums[:, 0] / tokens[:, 0]
+    scores = sums
+    if score == "per_token":
+        scores = sums / tokens.clamp(min=1)
+    elif score == "per_byte":
+        lengths = torch.ones_like(sums)
+        for i, row in enumerate(rows):
+            lengths[i, : row.n_options] = torch.from_numpy(row.lengths).to(lengths)
+        scores = sums / lengths
+    scores = scores.masked_fill(tokens == 0, -torch.inf)
+    return torch.nn.functional.cross_entropy(
+        scores, torch.from_numpy(answers).to(scores.device), reduction="none"
+    )
+
+
+def _weights(recipe: Recipe, rows: Sequence[Row]) -> Tensor:
+    """Return the weight of each question's loss in its step, float32 ``[questions]``."""
+    if recipe.weight == "token":
+        tokens = torch.tensor([len(row.target) for row in rows], dtype=torch.float32)
+        return tokens / tokens.sum()
+    # Over the nominal size, so that the questions of a last partial step weigh no more than others.
+    return torch.full((len(rows),), 1 / recipe.step_size)
+
+
+@contextmanager
+def _dropout_stream(seed: int) -> Iterator[None]:
+    """Draw dropout from its own stream and leave the caller's random state alone."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,179 @@
+"""A made-up record that looks like the demo's study: six orders, three seeds, 200 questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from lessonplan.evaluation.outcomes import Curve, LabelCheck, OrderPicture, Outcome, Record
+
+CHAPTERS = [
+    "Certain infectious and parasitic diseases",
+    "Neoplasms",
+    "Diseases of the blood and blood-forming organs",
+    "Endocrine, nutritional and metabolic diseases",
+    "Mental, behavioral and neurodevelopmental disorders",
+    "Diseases of the nervous system",
+    "Diseases of the eye and adnexa",
+    "Diseases of the ear and mastoid process",
+    "Diseases of the circulatory system",
+    "Diseases of the respiratory system",
+    "Diseases of the digestive system",
+    "Diseases of the skin and subcutaneous tissue",
+    "Diseases of the musculoskeletal system and connective tissue",
+    "Diseases of the genitourinary system",
+    "Pregnancy, childbirth and the puerperium",
+    "Certain conditions originating in the perinatal period",
+    "Congenital malformations, deformations and chromosomal abnormalities",
+    "Injury, poisoning and certain other consequences of external causes",
+]
+ARMS = (
+    "random",
+    "blocked",
+    "interleaved",
+    "curriculum",
+    "blocked_curriculum",
+    "interleaved_curriculum",
+)
+NEEDS = {
+    "random": {},
+    "blocked": {"category": "human"},
+    "interleaved": {"category": "human"},
+    "curriculum": {"difficulty": "human"},
+    "blocked_curriculum": {"category": "human", "difficulty": "human"},
+    "interleaved_curriculum": {"category": "human", "difficulty": "human"},
+}
+
+
+def make_outcome(
+    gains: dict[str, float] | None = None,
+    *,
+    n_seeds: int = 3,
+    level: float = 0.55,
+    before: float = 0.28,
+    model: str = "smollm2-135m",
+    evaluation: str = "icd10cm",
+    seed: int = 0,
+    n_questions: int = 200,
+) -> Outcome:
+    """Draw right and wrong answers, the same questions hard for every arm."""
+    rng = np.random.default_rng(seed)
+    gains = gains or {}
+    ability = rng.normal(0, 1.2, n_questions)
+
+    def answers(rate: float, n: int) -> np.ndarray:
+        shifted = np.quantile(ability, 1 - rate) if rate > 0 else np.inf
+        return (ability + rng.normal(0, 0.5, (n, n_questions)) > shifted).astype(float)
+
+    categories = [CHAPTERS[i] for i in rng.integers(len(CHAPTERS), size=n_questions)]
+    arms = {arm: answers(level + gains.get(arm, 0.0), n_seeds) for arm in ARMS}
+    untuned = answers(before, 1)[0]
+    part = rng.permutation(n_questions)[:64]
+    seen = np.array([0, 80, 160, 240, 320])
+    curves = {}
+    for arm in ARMS:
+        reached = before + (level + gains.get(arm, 0.0) - before) * (1 - np.exp(-seen / 90))
+        values = np.stack([answers(r, n_seeds)[:, part] for r in reached], axis=1)
+        values[:, 0] = untuned[part]
+        curves[arm] = Curve(seen, values)
+    return Outcome(
+        model=model,
+        evaluation=evaluation,
+        seeds=list(range(1, n_seeds + 1)),
+        ids=[f"q{i}" for i in range(n_questions)],
+        arms=arms,
+        strategies={arm: arm for arm in ARMS},
+        sources={arm: dict(NEEDS[arm]) for arm in ARMS},
+        untuned=untuned,
+        answers=rng.integers(5, size=n_questions),
+        n_options=np.full(n_questions, 5),
+        categories=categories,
+        difficulty=rng.choice([0, 0.25, 0.5, 0.75, 1.0], n_questions),
+        answer_seen=rng.random(n_questions) < 0.3,
+        curves=curves,
+    )
+
+
+def make_orders(n: int = 320, seed: int = 0, training: str = "icd10cm") -> list[OrderPicture]:
+    """Sort n labelled questions by the keys of the six strategies."""
+    rng = np.random.default_rng(seed)
+    weights = rng.dirichlet(np.full(len(CHAPTERS), 3.0))
+    category = rng.choice(len(CHAPTERS), n, p=weights)
+    difficulty = rng.choice([0, 0.25, 0.5, 0.75, 1.0], n)
+    shuffle = rng.permutation(n)
+    rank = rng.permutation(len(CHAPTERS))[category]
+
+    def block(by: tuple[np.ndarray, ...]) -> np.ndarray:
+        place = np.zeros(n, dtype=int)
+        for c in np.unique(category):
+            rows = np.flatnonzero(category == c)
+            order = np.lexsort(tuple(key[rows] for key in by))
+            place[rows[order]] = np.arange(len(rows)) * 3 // len(rows)
+        return place
+
+    keys = {
+        "random": (shuffle,),
+        "blocked": (shuffle, rank),
+        "interleaved": (shuffle, rank, block((shuffle,))),
+        "curriculum": (shuffle, difficulty),
+        "blocked_curriculum": (shuffle, difficulty, rank),
+        "interleaved_curriculum": (shuffle, difficulty, rank, block((shuffle, difficulty))),
+    }
+    steps = np.arange(n) // 8
+    rate = 5e-4 * (1 - steps / (n / 8))
+    return [
+        OrderPicture(
+            training, arm, 1, [CHAPTERS[c] for c in category[order]], difficulty[order], rate
+        )
+        for arm, order in ((arm, np.lexsort(k)) for arm, k in keys.items())
+    ]
+
+
+def make_check(rho: float = 0.3, n: int = 320, seed: int = 0) -> LabelCheck:
+    """Draw a difficulty label whose correlation with the loss is about rho."""
+    rng = np.random.default_rng(seed)
+    difficulty = rng.choice([0, 0.25, 0.5, 0.75, 1.0], n)
+    noise = rng.normal(size=n) * np.sqrt(1 - rho**2)
+    loss = 2.0 + 0.6 * (rho * (difficulty - 0.5) / 0.354 + noise)
+    return LabelCheck("smollm2-135m", "icd10cm", "human", difficulty, loss)
+
+
+def make_record(outcomes: list[Outcome] | None = None, **fields: object) -> Record:
+    """Put outcomes into a whole record, with everything that a study folder holds."""
+    base: dict[str, object] = {
+        "title": "ICD-10-CM demo",
+        "outcomes": outcomes or [make_outcome({"interleaved": 0.015, "blocked": -0.03})],
+        "orders": make_orders(),
+        "label_checks": [make_check()],
+        "config": "name: demo\nmodels: [smollm2-135m]\nseeds: [1, 2, 3]\n",
+        "recipe": {"loss": "choice", "layers tuned": "top 8", "learning rate": "5e-4, linear"},
+        "versions": {"torch": ["2.9.0"], "transformers": ["5.23.0", "5.24.0"]},
+        "notes": ["2 questions were cut at their beginning to fit 512 tokens."],
+        "runs_done": 18,
+        "runs_planned": 18,
+        "seconds": 611.0,
+        "machine": "AMD EPYC, 2 threads",
+    }
+    return Record(**{**base, **fields})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def outcome() -> Callable[..., Outcome]:
+    return make_outcome
+
+
+@pytest.fixture
+def record() -> Callable[..., Record]:
+    return make_record
+
+
+@pytest.fixture
+def check() -> Callable[..., LabelCheck]:
+    return make_check
+
+
+@pytest.fixture
+def orders() -> Callable[..., list[OrderPicture]]:
+    return make_orders

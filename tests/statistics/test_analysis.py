@@ -1,0 +1,291 @@
+"""Families of tests, winners, luck, floors, labels: on made-up studies."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lessonplan.evaluation.outcomes import LabelCheck, OrderPicture, Outcome, Record
+from lessonplan.statistics import analyse, gains, verdict
+from lessonplan.statistics.analysis import floors
+from lessonplan.statistics.crossed import mean_squares, mean_variance
+from lessonplan.statistics.family import holm
+from lessonplan.statistics.labels import difficulty_bands, label_strength, received
+from lessonplan.statistics.luck import best_of, gain_covariance
+
+
+def study(rng, seeds=3, questions=60, effects=None, by_seed=0.02, level=0.6, arms=5, **fields):
+    """Right and wrong answers; the seed moves each arm's rate, the question all arms' rates."""
+    names = ["random", *(f"arm{i}" for i in range(arms))]
+    effects = effects or {}
+    ability = rng.normal(0, 0.25, questions)
+    scores = {}
+    for name in names:
+        rate = level + effects.get(name, 0.0) + ability + by_seed * rng.normal(size=(seeds, 1))
+        scores[name] = (rng.random((seeds, questions)) < rate).astype(float)
+    return Outcome(
+        model="m",
+        evaluation="e",
+        seeds=list(range(seeds)),
+        ids=[str(i) for i in range(questions)],
+        arms=scores,
+        strategies={n: n for n in names},
+        sources={n: {} for n in names},
+        **fields,
+    )
+
+
+def record(*outcomes, **fields):
+    return Record(title="t", outcomes=list(outcomes), **fields)
+
+
+@pytest.mark.parametrize("seeds", [3, 4, 5, 10])
+@pytest.mark.parametrize("by_seed", [0.0, 0.03, 0.1])
+@pytest.mark.parametrize("by_question", [0.0, 0.2])
+def test_null_studies_call_few_winners(seeds, by_seed, by_question):
+    """1,000 studies at once: what `analyse` does to the gains of one, along a further axis."""
+    rng = np.random.default_rng([seeds, int(by_seed * 100), int(by_question * 10)])
+    studies, arms, questions = 1000, 6, 100
+    rate = 0.6 + rng.normal(0, 0.25, (studies, 1, 1, questions))
+    rate = rate + by_seed * rng.normal(size=(studies, arms, seeds, 1))
+    rate = rate + by_question * rng.normal(size=(studies, arms, 1, questions))
+    right = (rng.random((studies, arms, seeds, questions)) < rate).astype(float)
+    gain = right[:, 1:] - right[:, :1]
+    means = gain.mean(axis=(2, 3))
+    variance, df = mean_variance(*mean_squares(gain), seeds, questions)
+    p = 2 * stats.t.sf(np.abs(means) / np.sqrt(variance), df)
+    # Holm's procedure along the second axis; statsmodels takes one family at a time, and long.
+    order = np.argsort(p, axis=1)
+    steps = np.take_along_axis(p, order, axis=1) * np.arange(arms - 1, 0, -1)
+    corrected = np.empty_like(p)
+    np.put_along_axis(corrected, order, np.maximum.accumulate(steps, axis=1), axis=1)
+    np.testing.assert_allclose(np.minimum(corrected[0], 1), holm(p[0]))
+    winners = ((corrected < 0.05) & (means > 0)).any(axis=1).mean()
+    # 1,000 studies of a true rate of 5%: a standard error of 0.7 points, three of them allowed.
+    assert winners <= 0.071
+    half = stats.t.ppf(0.975, df) * np.sqrt(variance)
+    assert 0.93 <= (np.abs(means) <= half).mean() <= 0.998
+
+
+def test_analyse_agrees_with_the_vectorised_form():
+    outcome = study(np.random.default_rng(20), seeds=4)
+    gain = np.stack([outcome.arms[f"arm{i}"] - outcome.arms["random"] for i in range(5)])
+    variance, df = mean_variance(*mean_squares(gain), 4, 60)
+    p = 2 * stats.t.sf(np.abs(gain.mean(axis=(1, 2))) / np.sqrt(variance), df)
+    found = analyse(record(outcome)).results[0].gains
+    assert [g.estimate.p for g in found] == pytest.approx(list(p))
+    assert [g.p_holm for g in found] == pytest.approx(list(holm(p)))
+
+
+def test_planted_gain_is_found():
+    rng = np.random.default_rng(1)
+    outcome = study(rng, seeds=5, questions=400, effects={"arm2": 0.15}, by_seed=0.005)
+    found = analyse(record(outcome))
+    winners = [g.arm for g in found.results[0].gains if g.winner]
+    assert winners == ["arm2"]
+    assert found.results[0].best_of_all == "arm2"
+    said = verdict(record(outcome), found)
+    assert said.kind == "winner"
+    assert said.sentences[0].startswith("Arm2 beat the random shuffle by")
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_one_or_two_seeds_never_call_a_winner(seeds):
+    outcome = study(np.random.default_rng(2), seeds=seeds, effects={"arm0": 0.4}, level=0.5)
+    found = analyse(record(outcome))
+    gain = found.results[0].gains[0]
+    assert gain.estimate.p < 1e-3
+    assert not any(g.winner or g.loser or g.p_holm is not None for g in found.results[0].gains)
+    assert verdict(record(outcome), found).kind == "too few seeds"
+
+
+def test_holm_runs_over_the_whole_study():
+    rng = np.random.default_rng(3)
+    outcomes = [study(rng), study(rng), study(rng, seeds=2)]
+    found = analyse(record(*outcomes))
+    assert found.family == 15
+    p = [g.estimate.p if g.testable else 1.0 for r in found.results for g in r.gains]
+    expected = np.minimum(
+        1, np.maximum.accumulate(np.sort(p) * np.arange(15, 0, -1))[np.argsort(np.argsort(p))]
+    )
+    np.testing.assert_allclose(holm(p), expected)
+    shown = [g.p_holm for r in found.results for g in r.gains]
+    assert shown[:10] == pytest.approx(list(expected[:10]))
+    assert shown[10:] == [None] * 5
+
+
+def test_missing_runs_are_dropped_in_pairs():
+    outcome = study(np.random.default_rng(4), seeds=5)
+    outcome.arms["random"][0] = np.nan
+    outcome.arms["arm0"][1] = np.nan
+    outcome.arms["arm1"][:] = np.nan
+    first, second, third = gains(outcome)[:3]
+    expected = (outcome.arms["arm0"] - outcome.arms["random"])[[2, 3, 4]].mean()
+    assert first.estimate.mean == pytest.approx(expected)
+    assert (first.estimate.seeds, third.estimate.seeds) == (3, 4)
+    assert second.estimate is None
+    result = analyse(record(outcome)).results[0]
+    assert result.best.k == 4
+    assert any("arm0" in note and "seed 1" in note for note in result.notes)
+    outcome.arms["random"][:] = np.nan
+    assert verdict(record(outcome), analyse(record(outcome))).kind == "no runs"
+
+
+def test_floor_is_chance_or_the_best_letter():
+    answers = np.array([0] * 30 + [1] * 20 + [2] * 10)
+    fields = {"answers": answers, "n_options": np.full(60, 4)}
+    rng = np.random.default_rng(5)
+    assert floors(study(rng, **fields)) == (0.25, None)
+    assert floors(study(rng, letters_matter=True, **fields)) == (0.25, 0.5)
+
+
+def test_model_at_the_floor_has_no_winner_and_stays_in_the_family():
+    rng = np.random.default_rng(6)
+    fields = {"n_options": np.full(200, 4), "untuned": (rng.random(200) < 0.25).astype(float)}
+    low = study(
+        rng, questions=200, seeds=5, level=0.22, effects={"arm0": 0.5}, by_seed=0.0, **fields
+    )
+    found = analyse(record(low))
+    assert found.results[0].at_floor
+    assert not any(g.winner or g.testable for g in found.results[0].gains)
+    assert found.family == 5
+    said = verdict(record(low), found)
+    assert said.kind == "floor"
+    assert "25.0%" in said.sentences[0]
+
+
+def test_ceiling():
+    outcome = study(np.random.default_rng(7))
+    outcome.arms["random"][:] = 1.0
+    found = analyse(record(outcome))
+    assert found.results[0].at_ceiling
+    assert verdict(record(outcome), found).kind == "ceiling"
+
+
+def test_luck_of_the_best_of_five():
+    # Independent arms against one baseline: gains correlate by a half, so the expected maximum of
+    # five is 1.163 sd * sqrt(1/2) of the gain's.
+    sd = np.sqrt(2 / (8 * 400))
+    ratios = []
+    for seed in range(8):
+        arms = np.random.default_rng(seed).standard_normal((6, 8, 400))
+        found = best_of(arms[1:] - arms[0])
+        ratios.append(found.luck / (1.163 * sd * np.sqrt(0.5)))
+        assert found.low < found.gain < found.high
+    # Above 1, because negative variance components count as zero: luck is not talked down.
+    assert 1.0 <= np.mean(ratios) <= 1.3
+    plain = best_of(arms[1:2] - arms[0])
+    assert plain.luck == 0.0
+    assert best_of(arms[1:] - arms[0]) == found
+
+
+def test_corrected_interval_covers_and_is_wider():
+    rng = np.random.default_rng(9)
+    rejected = []
+    for _ in range(60):
+        arms = rng.standard_normal((6, 5, 50)) + 0.3 * rng.standard_normal((1, 1, 50))
+        found = best_of(arms[1:] - arms[0])
+        rejected.append(found.p < 0.05)
+    assert np.mean(rejected) <= 0.12
+
+
+def test_gain_covariance_has_the_variances_on_its_diagonal():
+    rng = np.random.default_rng(10)
+    values = rng.standard_normal((3, 6, 40)) + 2 * rng.standard_normal((3, 6, 1))
+    values += 2 * rng.standard_normal((3, 1, 40))
+    covariance = gain_covariance(values)
+    assert np.linalg.eigvalsh(covariance).min() > -1e-12
+    single = [gain_covariance(values[k : k + 1])[0, 0] for k in range(3)]
+    np.testing.assert_allclose(np.diag(covariance), single, rtol=0.2)
+
+
+def test_meaningless_questions_are_judged_apart():
+    apart = np.zeros(60, dtype=bool)
+    apart[:10] = True
+    outcome = study(np.random.default_rng(11), meaningless=apart, categories=["x", "y"] * 30)
+    result = analyse(record(outcome)).results[0]
+    assert result.scores["random"].mean == pytest.approx(outcome.arms["random"][:, 10:].mean())
+    kinds = {(g.kind, g.questions) for g in result.groups}
+    assert kinds == {("category", 25), ("judged apart", 10)}
+    assert any("10 of 60" in note for note in result.notes)
+
+
+def test_groups_split_seen_and_unseen():
+    seen = np.arange(60) < 20
+    outcome = study(np.random.default_rng(12), answer_seen=seen)
+    rows = {(g.group, g.arm): g for g in analyse(record(outcome)).results[0].groups}
+    row = rows["seen in training", "arm1"]
+    assert row.score == pytest.approx(outcome.arms["arm1"][:, :20].mean())
+    assert row.gain.mean == pytest.approx(
+        outcome.arms["arm1"][:, :20].mean() - outcome.arms["random"][:, :20].mean()
+    )
+    assert rows["not seen in training", "random"].gain is None
+
+
+def test_real_valued_scores_have_no_floor():
+    outcome = study(np.random.default_rng(13), metric="log_likelihood", n_options=np.full(60, 4))
+    for values in outcome.arms.values():
+        values -= 5.0
+    result = analyse(record(outcome)).results[0]
+    assert result.floor is None
+    assert result.scores["random"].low < -4
+
+
+def check(rho, n=300, seed=0):
+    rng = np.random.default_rng(seed)
+    label = rng.normal(size=n)
+    return LabelCheck("m", "t", "llm", label, rho * label + rng.normal(size=n))
+
+
+def test_label_strength_is_spearmans_with_bonett_and_wrights_interval():
+    made = check(0.4)
+    found = label_strength(made)
+    rho = stats.spearmanr(made.difficulty, made.loss).statistic
+    assert found.rho == pytest.approx(rho)
+    half = 1.959964 * np.sqrt((1 + rho**2 / 2) / 297)
+    assert np.arctanh(found.high) - np.arctanh(rho) == pytest.approx(half)
+    assert found.visible
+    assert not label_strength(check(0.0)).visible
+    assert not label_strength(check(-0.5)).visible
+
+
+def test_label_strength_of_odd_labels():
+    constant = LabelCheck("m", "t", "s", np.ones(20), np.arange(20.0))
+    assert np.isnan(label_strength(constant).rho)
+    assert not label_strength(constant).visible
+    perfect = LabelCheck("m", "t", "s", np.arange(20.0), np.arange(20.0))
+    assert label_strength(perfect).visible
+    holes = LabelCheck("m", "t", "s", np.array([np.nan, *range(20)]), np.arange(21.0))
+    assert label_strength(holes).n == 20
+
+
+def test_learning_rate_received():
+    picture = OrderPicture(
+        "t",
+        "blocked",
+        0,
+        ["a", "a", "b", ""],
+        np.array([0, 1, 0, np.nan]),
+        np.array([4.0, 2, 2, 0]),
+    )
+    rows = {(r.kind, r.group): r for r in received(picture)}
+    assert rows["category", "a"].rate == 3.0
+    assert rows["category", "a"].relative == 1.5
+    assert rows["category", "(no category)"].questions == 1
+    assert rows["difficulty", "0"].rate == 3.0
+    assert ("difficulty", "nan") not in rows
+    bands, names = difficulty_bands(np.linspace(0, 1, 30))
+    assert names == ["easiest third", "middle third", "hardest third"]
+    assert list(np.bincount(bands)) == [10, 10, 10]
+
+
+def test_a_large_study_takes_seconds():
+    import time
+
+    rng = np.random.default_rng(14)
+    outcomes = [study(rng, seeds=5, questions=5000) for _ in range(12)]
+    start = time.monotonic()
+    found = analyse(record(*outcomes))
+    assert found.family == 60
+    assert time.monotonic() - start < 60
