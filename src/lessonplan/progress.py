@@ -10,7 +10,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from lessonplan.study.run import Watch
+from lessonplan.study.watch import Watch
 
 # Without a terminal, one line a finished run, at most one every so many seconds.
 QUIET_SECONDS = 10.0
@@ -33,8 +33,7 @@ class StudyProgress(Watch):
         )
         self._task: TaskID | None = None
         self._runs = self._done = self._trained = 0
-        self._training_seconds = 0.0
-        self._last = self._printed = time.perf_counter()
+        self._started = self._printed = time.perf_counter()
 
     def __enter__(self) -> StudyProgress:
         self._bar.start()
@@ -50,6 +49,7 @@ class StudyProgress(Watch):
 
     def begin(self, runs: int, done: int, work: float) -> None:
         self._runs, self._done = runs, done
+        self._started = time.perf_counter()
         if done == runs:
             self.console.print(f"all {runs} runs are done")
             return
@@ -57,16 +57,11 @@ class StudyProgress(Watch):
         self._task = self._bar.add_task("", total=work, runs=self._count(), speed="")
 
     def say(self, text: str) -> None:
-        self._last = time.perf_counter()
         if self._task is not None:
             self._bar.update(self._task, description=text)
 
     def worked(self, work: float, trained: int = 0) -> None:
-        now = time.perf_counter()
-        if trained:
-            self._trained += trained
-            self._training_seconds += now - self._last
-        self._last = now
+        self._trained += trained
         if self._task is not None:
             self._bar.update(self._task, advance=work, speed=self._speed())
 
@@ -89,9 +84,10 @@ class StudyProgress(Watch):
         return f"{self._done}/{self._runs} runs"
 
     def _speed(self) -> str:
-        if not self._training_seconds:
+        """Return the questions trained on a second, scoring included."""
+        if not self._trained:
             return ""
-        return f"{self._trained / self._training_seconds:.1f} questions/s"
+        return f"{self._trained / (time.perf_counter() - self._started):.1f} questions/s"
 
 
 @contextmanager

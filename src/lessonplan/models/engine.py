@@ -14,14 +14,15 @@ Where an architecture does not allow a shortcut, the engine takes the plain way 
 from __future__ import annotations
 
 import copy
-import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -84,15 +85,12 @@ class Engine:
         network: a Transformers causal language model.
         keep_below: number of lower layers whose output may be computed once and kept, because
             nothing in them is trained. 0 keeps nothing.
-        cache_bytes: hidden states up to this many bytes a row set stay in memory; more go into an
-            unnamed memory-mapped file.
     """
 
-    def __init__(self, network: Any, *, keep_below: int = 0, cache_bytes: int = 4 << 30) -> None:
+    def __init__(self, network: Any, *, keep_below: int = 0) -> None:
         self.network = network
         self.device = next(network.parameters()).device
         self.base = network.base_model
-        self.cache_bytes = cache_bytes
         self.sharing = self.reading = True
         self.keep_below = 0
         self._lower: Any = None
@@ -140,9 +138,7 @@ class Engine:
         else:
             logits = self.network(**inputs, **attention, use_cache=False).logits
             logits = logits.reshape(-1, logits.shape[-1])[batch.spots]
-        logits = logits.float()
-        chosen = logits[batch.spot, batch.target]
-        return chosen - torch.logsumexp(logits, dim=-1)[batch.spot], batch
+        return _target_logprobs(logits.float(), batch.spot, batch.target), batch
 
     def option_sums(
         self, rows: Sequence[Row], hidden: Sequence[Tensor] | None = None
@@ -187,13 +183,30 @@ class Engine:
         return sums, tokens
 
     @torch.no_grad()
-    def lower(self, rows: Sequence[Row]) -> Hidden | None:
-        """Return the lower layers' output for all rows, or None where nothing may be kept."""
+    def lower(self, rows: Sequence[Row], file: Path | None = None) -> Hidden | None:
+        """Return the lower layers' output for all rows, or None where nothing may be kept.
+
+        Args:
+            rows: a set of rows; batches are formed by length over all of them.
+            file: where to keep the states, memory-mapped, so that processes share them and they
+                need not fit into memory. If it exists they are taken from it. None: in memory.
+        """
         if self._lower is None or not rows:
             return None
         starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
-        width = int(self.network.config.get_text_config().hidden_size)
-        states = _storage((int(starts[-1]), width), self.network.dtype, self.cache_bytes)
+        shape = (int(starts[-1]), int(self.network.config.get_text_config().hidden_size))
+        if file is None:
+            states = torch.empty(shape, dtype=self.network.dtype)
+            self._fill(states, starts, rows)
+            return Hidden(states, starts)
+        with FileLock(f"{file}.lock"):
+            if not file.exists():
+                scratch = file.with_suffix(".part")
+                self._fill(_mapped(scratch, shape, self.network.dtype, "w+"), starts, rows)
+                scratch.rename(file)
+        return Hidden(_mapped(file, shape, self.network.dtype, "c"), starts)
+
+    def _fill(self, states: Tensor, starts: NDArray[np.int64], rows: Sequence[Row]) -> None:
         for chosen in batches_by_length(rows):
             batch = collate([rows[i] for i in chosen], self.device)
             out = self._lower(
@@ -201,7 +214,6 @@ class Engine:
             ).last_hidden_state.cpu()
             for j, i in enumerate(chosen):
                 states[starts[i] : starts[i + 1]] = out[j, : len(rows[i])]
-        return Hidden(states, starts)
 
     def _attention(self, batch: Batch) -> dict[str, Any]:
         if not self.sharing:
@@ -277,6 +289,34 @@ class Engine:
         self._lower = _part(self.base, 0, self.keep_below, norm)
         self._upper = _part(self.base, self.keep_below, self.n_layers, None)
         return ""
+
+
+class _TargetLogprob(torch.autograd.Function):
+    """Log-probability of chosen targets, with one temporary of the logits' size in place of four.
+
+    At 49,152 words and more, the temporaries of a log-softmax and its backward pass cost as much
+    time as a decoder layer. Here the logits themselves become their gradient, so the graph can be
+    walked once only.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, spot: Tensor, target: Tensor) -> Tensor:
+        normaliser = torch.logsumexp(logits, dim=-1)
+        ctx.save_for_backward(logits, normaliser, spot, target)
+        return logits[spot, target] - normaliser[spot]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        logits, normaliser, spot, target = ctx.saved_tensors
+        of_spot = torch.zeros_like(normaliser).index_add_(0, spot, gradient)
+        # d(logit of target - normaliser) = one-hot(target) - softmax
+        out = logits.sub_(normaliser[:, None]).exp_().mul_(-of_spot[:, None])
+        out.index_put_((spot, target), gradient, accumulate=True)
+        return out, None, None
+
+
+_target_logprobs: Callable[[Tensor, Tensor, Tensor], Tensor] = _TargetLogprob.apply
 
 
 def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
@@ -385,14 +425,10 @@ def _part(base: Any, first: int, last: int, identity_norm: str | None) -> Any:
     return part
 
 
-def _storage(shape: tuple[int, int], dtype: torch.dtype, most_bytes: int) -> Tensor:
-    size = shape[0] * shape[1] * torch.empty(0, dtype=dtype).element_size()
-    if size <= most_bytes:
-        return torch.empty(shape, dtype=dtype)
-    # Unlinked at once: the space comes back when the tensor goes, however the process ends.
-    file = tempfile.TemporaryFile(prefix="lessonplan-hidden-")  # noqa: SIM115
-    mapped: Any = np.memmap(file, dtype=np.uint8, mode="w+", shape=(size,))
-    return torch.from_numpy(mapped).view(dtype).view(shape)
+def _mapped(file: Path, shape: tuple[int, int], dtype: torch.dtype, mode: Any) -> Tensor:
+    size = shape[0] * shape[1] * dtype.itemsize
+    raw: Any = np.memmap(file, dtype=np.uint8, mode=mode, shape=(size,))
+    return torch.from_numpy(raw).view(dtype).view(shape)
 
 
 def _probe_rows(config: Any) -> list[Row]:

@@ -91,6 +91,11 @@ class Adapter:
         config = LoraConfig(**self.config, task_type="CAUSAL_LM", inference_mode=True)
         config.base_model_name_or_path = base_model
         config.save_pretrained(folder)
+        # PEFT holds the targets in a set, whose order changes from process to process.
+        file = folder / "adapter_config.json"
+        written = json.loads(file.read_text())
+        written["target_modules"] = sorted(written["target_modules"])
+        file.write_text(json.dumps(written, indent=2, sort_keys=True))
         state = {}
         for name, module in self.modules.items():
             state[f"base_model.model.{name}.lora_A.weight"] = module.a.detach().cpu().contiguous()

@@ -170,7 +170,8 @@ class Study(Strict):
         baseline: the arm that gains are measured against.
         keep_adapters: "final" adapters, "all" checkpoints too, or "none".
         allow_overlap: train on questions that also stand in an evaluation set.
-        cache_gib: hidden states of lower layers above this size go to a temporary file.
+        workers: processes that do runs side by side. Two of one thread each do more than one of
+            two threads; each holds its own copy of the model. No result depends on it.
     """
 
     name: str = ""
@@ -190,7 +191,7 @@ class Study(Strict):
     checkpoints: CheckpointSpec = CheckpointSpec()
     keep_adapters: Literal["all", "final", "none"] = "final"
     allow_overlap: bool = False
-    cache_gib: Annotated[float, Field(ge=0)] = 4.0
+    workers: Annotated[int, Field(ge=1)] = 1
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:

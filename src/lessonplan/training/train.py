@@ -20,7 +20,7 @@ from lessonplan.training.tune import TuningLog, tune
 
 
 def prepare(
-    model: str, recipe: Recipe, *, trust_remote_code: bool = False, cache_bytes: int = 4 << 30
+    model: str, recipe: Recipe, *, trust_remote_code: bool = False
 ) -> tuple[Model, Engine, Adapter]:
     """Load a model, add a fresh adapter to it, and make the engine for both."""
     import torch
@@ -40,7 +40,7 @@ def prepare(
     )
     depth = int(loaded.network.config.get_text_config().num_hidden_layers)
     keep_below = 0 if layers is None else max(0, depth - layers)
-    return loaded, Engine(loaded.network, keep_below=keep_below, cache_bytes=cache_bytes), adapter
+    return loaded, Engine(loaded.network, keep_below=keep_below), adapter
 
 
 def train(

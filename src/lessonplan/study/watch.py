@@ -1,0 +1,22 @@
+"""Being told how a study goes."""
+
+from __future__ import annotations
+
+
+class Watch:
+    """Is told how a study goes. This one is silent; the command line draws bars."""
+
+    def begin(self, runs: int, done: int, work: float) -> None:
+        """`done` of `runs` are finished; the rest is `work` questions' worth."""
+
+    def say(self, text: str) -> None:
+        """What is going on now."""
+
+    def worked(self, work: float, trained: int = 0) -> None:
+        """So much work, of it so many questions trained on, is done."""
+
+    def run_done(self) -> None:
+        """One more run is finished."""
+
+    def failed(self, text: str) -> None:
+        """A run failed; the others go on."""

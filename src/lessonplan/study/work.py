@@ -1,0 +1,258 @@
+"""One run of a study: tuned, scored, and written whole."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lessonplan.evaluation.predict import predictions, primary
+from lessonplan.models import NUMERICS
+from lessonplan.models.rows import Row, rows_digest
+from lessonplan.study.plan import Evaluation, ModelPlan, Plan, Run
+from lessonplan.study.store import TUNING, Folder, new_folder, write_table, write_text
+from lessonplan.study.watch import Watch
+from lessonplan.training.schedule import received
+
+LIBRARIES = ("lessonplan", "torch", "transformers", "peft", "numpy", "datasets", "pyarrow")
+# Scoring a question costs about this share of training on it (no backward pass).
+SCORING_COST = 0.4
+
+
+def missing(folder: Folder, run: Run) -> list[Evaluation]:
+    """Return the evaluations that a run lacks and that can (still) be had."""
+    lacking = [e for e in run.evaluations if not folder.has_evaluation(run.id, e.id)]
+    if folder.has_tuning(run.id) and run.order is not None:
+        # Checkpoints along a finished run are gone, unless their adapters were kept.
+        lacking = [
+            e
+            for e in lacking
+            if e.kind == "final" or all(_adapter(folder, run, c).is_dir() for c in e.checkpoints)
+        ]
+    return lacking
+
+
+def cost(folder: Folder, run: Run) -> float:
+    """Return the work that a run still needs, in questions trained on."""
+    trained = 0 if run.order is None or folder.has_tuning(run.id) else len(run.order)
+    return trained + SCORING_COST * sum(e.cost for e in missing(folder, run))
+
+
+def _adapter(folder: Folder, run: Run, seen: int) -> Path:
+    """Return where the adapter after so many questions is kept."""
+    assert run.order is not None
+    name = "adapter" if seen == len(run.order) else f"adapter-{seen}"
+    return folder.tuning(run.id) / name
+
+
+class ModelWork:
+    """One model in memory with its adapter and the hidden states that all its runs share.
+
+    Args:
+        shared: folder for hidden states, which all workers of a study read.
+    """
+
+    def __init__(
+        self, plan: Plan, model: ModelPlan, folder: Folder, shared: Path, watch: Watch
+    ) -> None:
+        from lessonplan.training.train import prepare
+
+        self.plan, self.model, self.folder = plan, model, folder
+        self.shared, self.watch = shared, watch
+        watch.say(f"loading {model.spec.title}")
+        _, self.engine, self.adapter = prepare(
+            str(model.folder),
+            model.recipe,
+            trust_remote_code=model.spec.trust_remote_code,
+        )
+        self._hidden: dict[str, Any] = {}
+
+    def do(self, run: Run) -> None:
+        """Do what one run lacks. If it fails, write down why; the others can go on."""
+        from lessonplan.training.tune import TuningError
+
+        seed = "" if run.order is None else f", seed {run.seed}"
+        self.watch.say(f"{run.model}, {run.arm}{seed}")
+        failure = self.folder.failure(run.id)
+        try:
+            if self.folder.has_tuning(run.id):
+                self._evaluate_again(run)
+            else:
+                self._tune_and_evaluate(run)
+        except (TuningError, MemoryError, RuntimeError) as error:
+            text = f"{run.model}, {run.arm}{seed}: {type(error).__name__}: {error}"
+            write_text(failure, json.dumps({"id": run.id, "reason": text}))
+            self.watch.failed(text)
+        else:
+            failure.unlink(missing_ok=True)
+            self.watch.run_done()
+
+    def _tune_and_evaluate(self, run: Run) -> None:
+        from lessonplan.training.tune import tune
+
+        started = time.perf_counter()
+        tables: dict[str, list[pa.Table]] = {e.id: [] for e in run.evaluations}
+        spent: dict[str, float] = {"scoring": 0.0}
+        recipe = self.model.recipe
+        with new_folder(self.folder.tuning(run.id)) as scratch:
+
+            def score(seen: int) -> None:
+                at = time.perf_counter()
+                for evaluation in run.evaluations:
+                    if seen in evaluation.checkpoints:
+                        tables[evaluation.id].append(self._score(evaluation, seen))
+                spent["scoring"] += time.perf_counter() - at
+
+            log: dict[str, Any] = {}
+            if run.order is None:
+                self.adapter.zero()
+                score(0)
+            else:
+                data = self.model.rows[run.training]
+                keep_all = self.plan.study.keep_adapters == "all"
+                told = 0
+
+                def step(seen: int) -> None:
+                    nonlocal told
+                    self.watch.worked(seen - told, trained=seen - told)
+                    told = seen
+
+                def checkpoint(seen: int) -> None:
+                    score(seen)
+                    if keep_all and run.order is not None and seen < len(run.order):
+                        self.adapter.save(scratch / f"adapter-{seen}", self.model.spec.model)
+
+                result = tune(
+                    self.engine,
+                    self.adapter,
+                    data.train,
+                    run.order,
+                    recipe,
+                    seed=run.training_seed,
+                    hidden=self._lower(data.train),
+                    answers=np.asarray(data.questions.questions["answer"][:], dtype=np.int64),
+                    score=primary(self.plan.study.scoring),
+                    checkpoints=[c for e in run.evaluations for c in e.checkpoints],
+                    on_checkpoint=checkpoint,
+                    on_step=step,
+                )
+                log = {
+                    "losses": [float(f"{x:.6g}") for x in result.losses],
+                    "learning_rates": [float(f"{x:.6g}") for x in result.learning_rates],
+                }
+                if self.plan.study.keep_adapters != "none":
+                    self.adapter.save(scratch / "adapter", self.model.spec.model)
+                ids = data.questions.questions["id"][:]
+                write_table(
+                    scratch / "order.parquet",
+                    pa.table(
+                        {
+                            "id": [ids[i] for i in run.order],
+                            "learning_rate": received(recipe, len(run.order)),
+                        }
+                    ),
+                )
+            for evaluation in run.evaluations:
+                write_table(
+                    scratch / "evaluations" / f"{evaluation.id}.parquet",
+                    pa.concat_tables(tables[evaluation.id]),
+                )
+            seconds = time.perf_counter() - started
+            write_text(
+                scratch / TUNING,
+                json.dumps(self._record(run, log, seconds, spent["scoring"]), indent=1),
+            )
+
+    def _evaluate_again(self, run: Run) -> None:
+        """Score a finished tuning on what was added to the study since."""
+        from lessonplan.models.lora import load_weights
+
+        for evaluation in missing(self.folder, run):
+            parts = []
+            for seen in evaluation.checkpoints:
+                if run.order is None:
+                    self.adapter.zero()
+                elif (kept := _adapter(self.folder, run, seen)).is_dir():
+                    load_weights(self.adapter, kept)
+                else:
+                    raise RuntimeError(
+                        "its adapter was not kept (keep_adapters: none), so it cannot be scored "
+                        f"anew. Delete {self.folder.tuning(run.id)} to have it tuned again."
+                    )
+                parts.append(self._score(evaluation, seen))
+            write_table(self.folder.evaluation(run.id, evaluation.id), pa.concat_tables(parts))
+
+    def _lower(self, rows: Sequence[Row] | None) -> Any:
+        """Return the lower layers' output for a set of rows, computed once for all runs."""
+        if not rows or not self.engine.keep_below:
+            return None
+        key = f"{self.model.digest[:16]}-{self.engine.keep_below}-{rows_digest(rows)[:16]}"
+        if key not in self._hidden:
+            self._hidden[key] = self.engine.lower(rows, self.shared / key)
+        return self._hidden[key]
+
+    def _score(self, evaluation: Evaluation, seen: int) -> pa.Table:
+        data = self.model.rows[evaluation.questions]
+        scoring = self.plan.study.scoring
+        # Along a run only the primary score is needed.
+        whole = evaluation.kind == "final" or scoring.score == "unconditional"
+        table = predictions(
+            self.engine,
+            data.questions.questions,
+            data.score,
+            data.unconditional if whole else None,
+            scoring,
+            hidden=self._lower(data.score),
+            hidden_unconditional=self._lower(data.unconditional) if whole else None,
+            part=evaluation.indices,
+            checkpoint=seen,
+        )
+        self.watch.worked(SCORING_COST * len(table))
+        return table
+
+    def _record(
+        self, run: Run, log: dict[str, Any], seconds: float, scoring: float
+    ) -> dict[str, Any]:
+        return {
+            "id": run.id,
+            "model": run.model,
+            "model_digest": self.model.digest,
+            "training": run.training,
+            "arm": run.arm,
+            "strategy": run.strategy,
+            "sources": run.sources,
+            "seed": run.seed,
+            "training_seed": run.training_seed,
+            "fold": run.fold,
+            "questions": 0 if run.order is None else len(run.order),
+            "recipe": self.model.recipe.model_dump(),
+            "shortcuts": {
+                "sharing": self.engine.sharing,
+                "reading": self.engine.reading,
+                "kept_layers": self.engine.keep_below,
+            },
+            "numerics": NUMERICS,
+            "versions": {name: version(name) for name in LIBRARIES},
+            "machine": {"processor": processor(), "python": platform.python_version()},
+            "seconds": round(seconds, 3),
+            "scoring_seconds": round(scoring, 3),
+            **log,
+        }
+
+
+def processor() -> str:
+    """Return the processor's name in words."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
