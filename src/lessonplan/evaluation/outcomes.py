@@ -40,6 +40,8 @@ class Outcome:
         sources: arm name -> {"difficulty": source, "category": source}, only labels it uses.
         baseline: the arm that gains are measured against, usually "random".
         untuned: float64 ``[Q]``, the model before fine-tuning; None where unknown.
+        f1: arm name -> weighted F1 score of each seed's run, float64 ``[S]``, NaN where missing;
+            empty where the choices are unknown. ``"untuned"`` has one entry.
         answers: index of the right option, int64 ``[Q]``; None where unknown.
         n_options: number of options, int64 ``[Q]``; None where unknown.
         letters_matter: True for letter scoring, where a constant letter can beat chance.
@@ -63,6 +65,7 @@ class Outcome:
     baseline: str = "random"
     metric: str = "accuracy"
     untuned: FloatArray | None = None
+    f1: dict[str, FloatArray] = field(default_factory=dict)
     answers: NDArray[np.int64] | None = None
     n_options: NDArray[np.int64] | None = None
     letters_matter: bool = False

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,11 @@ class Hidden:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded to one length ``T``, with what is read of them flattened.
+    """Rows as one tensor, padded to one length or packed end to end, and what is read of them.
 
     Attributes:
-        ids, positions, branch: int64 ``[B, T]``; padding has branch -1.
+        ids, positions, branch: int64 ``[B, T]``, one row each or, packed, ``[1, T]`` with all rows.
+        row: int64 ``[B, T]`` which row a token belongs to; -1 for padding.
         spots: int64 ``[U]`` the distinct places read, as indices into ``[B * T]``.
         spot: int64 ``[R]`` for each scored token, which of the spots predicts it.
         target: int64 ``[R]`` the token scored.
@@ -71,6 +72,7 @@ class Batch:
     ids: Tensor
     positions: Tensor
     branch: Tensor
+    row: Tensor
     spots: Tensor
     spot: Tensor
     target: Tensor
@@ -113,19 +115,18 @@ class Engine:
         Returns:
             float32 ``[R]`` and the batch that says whose tokens they are.
         """
-        batch = collate(
-            rows if self.sharing else [r for row in rows for r in _alone(row)], self.device
-        )
-        if not self.sharing:
-            batch = _regrouped(batch, rows, self.device)
+        if self.sharing:
+            batch = collate(rows, self.device, packed=self._packing_pays(rows))
+        else:
+            plain = collate([alone for row in rows for alone in _alone(row)], self.device)
+            batch = _regrouped(plain, rows, self.device)
         attention = self._attention(batch)
         if hidden is not None:
-            width = batch.ids.shape[1]
             states = torch.zeros(
-                len(rows), width, hidden[0].shape[-1], dtype=hidden[0].dtype, device=self.device
+                *batch.row.shape, hidden[0].shape[-1], dtype=hidden[0].dtype, device=self.device
             )
-            for i, state in enumerate(hidden):
-                states[i, : len(state)] = state.to(self.device)
+            # Tokens stand row after row in both layouts.
+            states[batch.row >= 0] = torch.cat(list(hidden)).to(self.device)
             inputs: dict[str, Tensor] = {"inputs_embeds": states}
             body = self._upper
         else:
@@ -208,20 +209,32 @@ class Engine:
 
     def _fill(self, states: Tensor, starts: NDArray[np.int64], rows: Sequence[Row]) -> None:
         for chosen in batches_by_length(rows):
-            batch = collate([rows[i] for i in chosen], self.device)
+            some = [rows[i] for i in chosen]
+            batch = collate(some, self.device, packed=self._packing_pays(some))
             out = self._lower(
                 input_ids=batch.ids, **self._attention(batch), use_cache=False
             ).last_hidden_state.cpu()
             for j, i in enumerate(chosen):
-                states[starts[i] : starts[i + 1]] = out[j, : len(rows[i])]
+                states[starts[i] : starts[i + 1]] = out[batch.row.cpu() == j]
+
+    def _packing_pays(self, rows: Sequence[Row]) -> bool:
+        """Say whether rows are less work end to end (no padding) than padded (less attention).
+
+        A layer's products cost about 12 H^2 a token, attention 2 H a token and key. Counted twice
+        here, since attention with a mask reaches about half the speed of a plain product.
+        """
+        width = int(self.network.config.get_text_config().hidden_size)
+        lengths = [len(row) for row in rows]
+        total, padded = sum(lengths), len(rows) * max(lengths)
+        return total * (3 * width + total) < padded * (3 * width + max(lengths))
 
     def _attention(self, batch: Batch) -> dict[str, Any]:
         if not self.sharing:
             # Rows are padded on the right and nothing reads the padding, so the causal mask that
             # the model makes by itself is all that is needed.
-            return {"attention_mask": (batch.branch >= 0).long()}
+            return {"attention_mask": (batch.row >= 0).long()}
         config = self.network.config.get_text_config()
-        seen = tree_mask(batch.branch)
+        seen = tree_mask(batch.row, batch.branch)
         window = getattr(config, "sliding_window", None)
         if not window or getattr(config, "use_sliding_window", True) is False:
             return {"attention_mask": seen, "position_ids": batch.positions}
@@ -249,20 +262,16 @@ class Engine:
                     setattr(self, shortcut, False)
                     self._say(name, problem)
             if keep_below > 0 and self.sharing and self.reading:
-                problem = self._split(keep_below)
-                if not problem:
-                    kept = self.lower(rows)
-                    assert kept is not None
-                    problem = self._differs(plain, rows, [kept.row(i) for i in range(len(rows))])
+                problem = self._split(keep_below) or self._differs(plain, rows, kept=True)
                 if problem:
                     self._lower, self._upper, self.keep_below = None, self.base, 0
                     self._say("keeping the output of the lower layers", problem)
 
-    def _differs(
-        self, plain: Tensor, rows: Sequence[Row], hidden: Sequence[Tensor] | None = None
-    ) -> str:
+    def _differs(self, plain: Tensor, rows: Sequence[Row], kept: bool = False) -> str:
         """Return "" where the rows' log-probabilities equal the plain ones, else what is wrong."""
         try:
+            lower = self.lower(rows) if kept else None
+            hidden = None if lower is None else [lower.row(i) for i in range(len(rows))]
             found = self.token_logprobs(rows, hidden)[0]
         except Exception as error:  # any failure in a model's own code means: take the plain way
             return f"{type(error).__name__}: {error}"
@@ -319,24 +328,36 @@ class _TargetLogprob(torch.autograd.Function):
 _target_logprobs: Callable[[Tensor, Tensor, Tensor], Tensor] = _TargetLogprob.apply
 
 
-def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
-    """Pad rows to one length and flatten what is read of them."""
-    width = max(len(row) for row in rows)
+def collate(
+    rows: Sequence[Row], device: torch.device | str = "cpu", *, packed: bool = False
+) -> Batch:
+    """Put rows into one tensor and flatten what is read of them.
+
+    Args:
+        packed: end to end in one line, in place of one line a row with padding.
+    """
     most = max(row.n_options for row in rows)
-    ids = np.zeros((len(rows), width), dtype=np.int64)
-    positions = np.zeros_like(ids)
-    branch = np.full_like(ids, -1)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row.ids
-        positions[i, : len(row)] = row.positions
-        branch[i, : len(row)] = row.branch
+    lengths = [len(row) for row in rows]
+    shape = (1, sum(lengths)) if packed else (len(rows), max(lengths))
+    ids = np.zeros(shape, dtype=np.int64)
+    positions, branch = np.zeros_like(ids), np.zeros_like(ids)
+    owner = np.full(shape, -1)
+    begins = np.cumsum([0, *lengths[:-1]]) if packed else np.arange(len(rows)) * shape[1]
+    for i, (row, begin) in enumerate(zip(rows, begins, strict=True)):
+        place = slice(begin, begin + len(row))
+        ids.flat[place] = row.ids
+        positions.flat[place] = row.positions
+        branch.flat[place] = row.branch
+        owner.flat[place] = i
     spots, spot = np.unique(
-        np.concatenate([i * width + row.read for i, row in enumerate(rows)]), return_inverse=True
+        np.concatenate([begin + row.read for row, begin in zip(rows, begins, strict=True)]),
+        return_inverse=True,
     )
     arrays = (
         ids,
         positions,
         branch,
+        owner,
         spots,
         spot,
         np.concatenate([row.target for row in rows]),
@@ -346,17 +367,18 @@ def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
     return Batch(*(torch.from_numpy(array).to(device) for array in arrays))
 
 
-def tree_mask(branch: Tensor) -> Tensor:
+def tree_mask(row: Tensor, branch: Tensor) -> Tensor:
     """Return who sees whom: bool ``[B, 1, T, T]``, queries by keys.
 
-    A token sees what stands before it in the shared prefix and in its own branch, and itself
+    A token sees what stands before it in its row's shared prefix and in its own branch, and itself
     (padding, too, so that no row of the softmax is empty).
     """
-    query, key = branch[:, :, None], branch[:, None, :]
-    width = branch.shape[1]
-    before = torch.ones(width, width, dtype=torch.bool, device=branch.device).tril()
-    seen = before & ((query == key) | (key == 0)) & (query >= 0)
-    seen |= torch.eye(width, dtype=torch.bool, device=branch.device)
+    width = row.shape[1]
+    same_row = row[:, :, None] == row[:, None, :]
+    same_branch = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
+    before = torch.ones(width, width, dtype=torch.bool, device=row.device).tril()
+    seen = before & same_row & same_branch & (row >= 0)[:, :, None]
+    seen |= torch.eye(width, dtype=torch.bool, device=row.device)
     return seen[:, None]
 
 
@@ -396,16 +418,7 @@ def _regrouped(batch: Batch, rows: Sequence[Row], device: torch.device) -> Batch
     slots = np.concatenate([i * most + np.arange(row.n_options) for i, row in enumerate(rows)])
     slot = torch.from_numpy(slots).to(device)[batch.slot]
     n_options = torch.tensor([row.n_options for row in rows], device=device)
-    return Batch(
-        batch.ids,
-        batch.positions,
-        batch.branch,
-        batch.spots,
-        batch.spot,
-        batch.target,
-        slot,
-        n_options,
-    )
+    return replace(batch, slot=slot, n_options=n_options)
 
 
 def _part(base: Any, first: int, last: int, identity_norm: str | None) -> Any:
@@ -435,7 +448,9 @@ def _probe_rows(config: Any) -> list[Row]:
     """Return two rows of arbitrary tokens; the longer one outgrows a short attention window."""
     rng = np.random.default_rng(0)
     vocabulary = int(config.vocab_size)
-    window = getattr(config, "sliding_window", None) or 0
+    windows = ("sliding_window", "attention_chunk_size", "window_size")
+    found = [getattr(config, name, None) for name in windows]
+    window = next((w for w in found if isinstance(w, int)), 0)
     longest = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
     rows = []
     for prefix, branches in ((9, (3, 1, 4)), (min(max(window + 4, 6), 1100, longest - 8), (2, 3))):

@@ -76,6 +76,8 @@ class Adapter:
         """Make the network answer as if it had no adapter."""
         with torch.no_grad():
             for module in self.modules.values():
+                # A as well: after a failed tuning it may hold NaN, and 0 times NaN is NaN.
+                module.a.zero_()
                 module.b.zero_()
 
     def train(self, mode: bool) -> None:
@@ -140,7 +142,7 @@ def add_adapter(
     modules = {}
     for name, linear in chosen.items():
         parent, leaf = name.rsplit(".", 1)
-        modules[name] = LoraLinear(linear, rank, alpha, dropout)
+        modules[name] = LoraLinear(linear, rank, alpha, dropout).eval()
         setattr(network.get_submodule(parent), leaf, modules[name])
     return Adapter(modules, config)
 

@@ -199,13 +199,14 @@ def _cut_row(
     while True:
         _, offsets = max(options, key=lambda option: len(option[0]))
         stop = start + len(text.question)
-        inside = [end for begin, end in offsets if begin >= start and start < end <= stop]
-        if not inside:
+        if not text.question:
             raise InputError(
                 f"{name}: prompt, options and answer alone take {excess} tokens more than the "
                 f"{max_tokens} allowed, even without the question. Raise max_tokens, or leave the "
                 "question out."
             )
+        inside = [end for begin, end in offsets if begin >= start and start < end <= stop]
+        inside = inside or [stop]
         keep_from = inside[min(excess, len(inside)) - 1] - start
         text = Text(text.before, text.question[keep_from:].lstrip(), text.after, text.continuations)
         encoded = tokenizer(

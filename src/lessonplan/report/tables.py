@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
+from lessonplan.evaluation.outcomes import Outcome
 from lessonplan.report.formats import Cell, Datum, Table, words
 from lessonplan.statistics.analysis import ACCURACY, Analysis, GroupScore, Result
 from lessonplan.statistics.labels import Received
@@ -49,6 +52,7 @@ def _where(result: Result, shown: bool) -> list[Cell]:
 def accuracy_table(results: Sequence[Result]) -> Table:
     """Scores of every arm, of the untuned model, and the floor."""
     several = _several(results)
+    f1 = any(r.outcome.f1 for r in results)
     rows: list[list[Cell]] = []
     records: list[list[Datum]] = []
     for r in results:
@@ -59,8 +63,8 @@ def accuracy_table(results: Sequence[Result]) -> Table:
         for arm, e in lines:
             cells = [words(spoken(arm)), *_where(r, several)]
             if e is None:
-                rows.append([*cells, Cell("–"), Cell("–"), Cell("0", 0)])
-                records.append([o.model, o.evaluation, arm, None, None, None, 0, None, ""])
+                rows.append([*cells, *([Cell("–")] * (2 + f1)), Cell("0", 0)])
+                records.append([o.model, o.evaluation, arm, *([None] * 4), 0, None, ""])
                 continue
             runs = "–" if arm == UNTUNED else str(e.seeds)
             rows.append(
@@ -68,29 +72,44 @@ def accuracy_table(results: Sequence[Result]) -> Table:
                     *cells,
                     score_cell(e.mean, o.metric),
                     range_cell(e.low, e.high, o.metric, sign=False),
+                    *([score_cell(mean_f1(o, arm), o.metric)] if f1 else []),
                     Cell(runs, e.seeds),
                 ]
             )
             count = 0 if arm == UNTUNED else e.seeds
             records.append(
-                [o.model, o.evaluation, arm, e.mean, e.low, e.high, count, e.questions, e.scope]
-            )
+                [
+                    o.model, o.evaluation, arm, e.mean, e.low, e.high, mean_f1(o, arm), count,
+                    e.questions, e.scope,
+                ]
+            )  # fmt: skip
         if r.floor is not None:
             cells = [words(FLOOR), *_where(r, several)]
-            rows.append([*cells, score_cell(r.floor, o.metric), Cell("–"), Cell("–")])
-            records.append([o.model, o.evaluation, FLOOR, r.floor, None, None, 0, None, ""])
+            rows.append([*cells, score_cell(r.floor, o.metric), *([Cell("–")] * (2 + f1))])
+            records.append([o.model, o.evaluation, FLOOR, r.floor, None, None, None, 0, None, ""])
     metric = {r.outcome.metric for r in results}
     name = "accuracy (%)" if metric == {ACCURACY} else "score"
     place = ["model", "evaluation"] if several else []
     return Table(
         "accuracy",
         "Score of each order, with its 95% interval over seeds and questions.",
-        ["order", *place, name, "95% interval", "runs"],
+        ["order", *place, name, "95% interval", *(["weighted F1 (%)"] if f1 else []), "runs"],
         rows,
-        ["model", "evaluation", "order", "score", "low", "high", "runs", "questions", "scope"],
+        [
+            "model", "evaluation", "order", "score", "low", "high", "weighted_f1", "runs",
+            "questions", "scope",
+        ],
         records,
         frozenset(range(1, 1 + len(place))),
-    )
+    )  # fmt: skip
+
+
+def mean_f1(outcome: Outcome, arm: str) -> float | None:
+    """Return the mean weighted F1 score of an arm's runs; None where the choices are unknown."""
+    found = outcome.f1.get("untuned" if arm == UNTUNED else arm)
+    if found is None or np.isnan(found).all():
+        return None
+    return float(np.nanmean(found))
 
 
 def gains_table(results: Sequence[Result]) -> Table:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lessonplan.errors import InputError
 from lessonplan.evaluation.outcomes import Curve, LabelCheck, OrderPicture, Outcome, Record
-from lessonplan.evaluation.scores import option_scores
+from lessonplan.evaluation.scores import option_scores, weighted_f1
 from lessonplan.study.plan import UNTUNED, elsewhere, held_out_name
 from lessonplan.study.store import TUNING, Folder, open_folder, read_json
 
@@ -77,6 +77,7 @@ def _outcome(
     place = {identifier: i for i, identifier in enumerate(ids)}
     seeds = list(plan["seeds"])
     arms = {run["arm"]: np.full((len(seeds), len(ids)), np.nan) for run in runs}
+    chosen = {arm: np.full(values.shape, -1) for arm, values in arms.items()}
     along: dict[str, list[tuple[int, pa.Table]]] = defaultdict(list)
     finals: dict[str, int] = {}
     for run in runs:
@@ -88,6 +89,7 @@ def _outcome(
             table = _read(file)
             if evaluation["kind"] == "final":
                 _fill(arms[run["arm"]][row], table, place)
+                _fill(chosen[run["arm"]][row], table, place, "chosen")
                 finals[run["arm"]] = int(table["checkpoint"][0].as_py())
             else:
                 along[run["arm"]].append((row, table))
@@ -95,6 +97,8 @@ def _outcome(
     base = _untuned_table(folder, plan, model, of)
     if base is not None:
         _fill(untuned, base, place)
+        chosen[UNTUNED] = np.full((1, len(ids)), -1)
+        _fill(chosen[UNTUNED][0], base, place, "chosen")
     options = questions["options"].to_pylist()
     answers = questions["answer"].to_numpy()
     right = [o[a] for o, a in zip(options, answers, strict=True)]
@@ -110,6 +114,10 @@ def _outcome(
         sources={run["arm"]: run["sources"] for run in runs},
         baseline=plan["baseline"],
         untuned=None if np.isnan(untuned).any() else untuned,
+        f1={
+            arm: np.array([_f1(answers, choices) for choices in values])
+            for arm, values in chosen.items()
+        },
         answers=answers,
         n_options=np.array([len(o) for o in options], dtype=np.int64),
         letters_matter=plan["scoring"]["form"] == "letter",
@@ -124,9 +132,15 @@ def _outcome(
     )
 
 
-def _fill(values: NDArray[np.float64], table: pa.Table, place: dict[str, int]) -> None:
-    rows = [place[identifier] for identifier in table["id"].to_pylist() if identifier in place]
-    values[rows] = table["correct"].to_numpy().astype(np.float64)
+def _fill(
+    values: NDArray[Any], table: pa.Table, place: dict[str, int], column: str = "correct"
+) -> None:
+    rows = [place[identifier] for identifier in table["id"].to_pylist()]
+    values[rows] = table[column].to_numpy().astype(values.dtype)
+
+
+def _f1(answers: NDArray[np.int64], chosen: NDArray[np.int64]) -> float:
+    return float("nan") if (chosen < 0).any() else weighted_f1(answers, chosen)
 
 
 def _curves(

@@ -15,7 +15,7 @@ Score = Literal["sum", "per_token", "per_byte", "unconditional"]
 class Strict(BaseModel):
     """Base of all settings: unknown keys are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Scoring(Strict):
@@ -125,6 +125,8 @@ def read_recipe(settings: Sequence[str]) -> Recipe:
         place = values
         for group in groups:
             place = place.setdefault(group, {})
+            if not isinstance(place, dict):
+                raise InputError(f"{setting}: {group} is given a value of its own, too.")
         place[last] = value
     recipe: Recipe = _checked(Recipe, values)
     return recipe
@@ -146,9 +148,17 @@ def _checked(kind: type[Any], values: dict[str, Any]) -> Any:
             message = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "extra_forbidden":
                 key = str(problem["loc"][-1])
-                message = "there is no such setting." + nearest(key, _all_keys())
+                message = "there is no such setting." + _hint(kind, key)
             problems.append(f"{key}: {message} (found {problem['input']!r})")
         raise InputError("; ".join(dict.fromkeys(problems))) from None
+
+
+def _hint(kind: type[Any], key: str) -> str:
+    inner = list(Adapter.model_fields) if kind is Recipe else []
+    hint = nearest(key, [*kind.model_fields, *inner])
+    for name in inner:
+        hint = hint.replace(f"'{name}'", f"'adapter.{name}'")
+    return hint
 
 
 def _all_keys() -> list[str]:

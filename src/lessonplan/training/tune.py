@@ -90,8 +90,8 @@ def tune(
     optimizer = torch.optim.AdamW(
         adapter.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    with _dropout_stream(stream_seed(seed, "dropout")):
-        adapter.train(True)
+    optimizer.zero_grad(set_to_none=True)  # a tuning that failed may have left some behind
+    with _training(adapter), _dropout_stream(stream_seed(seed, "dropout")):
         for step, start in enumerate(range(0, total, recipe.step_size)):
             chosen = order[start : start + recipe.step_size]
             weights = _weights(recipe, [rows[i] for i in chosen])
@@ -129,7 +129,11 @@ def tune(
                     adapter.train(False)
                     on_checkpoint(seen)
                     adapter.train(True)
-        adapter.train(False)
+    if not all(bool(p.isfinite().all()) for p in adapter.parameters):
+        raise TuningError(
+            f"The adapter's weights are no longer numbers after step {len(rates)}, the last. A "
+            "lower learning_rate usually helps."
+        )
     return TuningLog(losses, rates)
 
 
@@ -169,6 +173,16 @@ def _weights(recipe: Recipe, rows: Sequence[Row]) -> Tensor:
         return tokens / tokens.sum()
     # Over the nominal size, so that the questions of a last partial step weigh no more than others.
     return torch.full((len(rows),), 1 / recipe.step_size)
+
+
+@contextmanager
+def _training(adapter: Adapter) -> Iterator[None]:
+    """Switch the adapter's dropout on, and off again whatever happens."""
+    adapter.train(True)
+    try:
+        yield
+    finally:
+        adapter.train(False)
 
 
 @contextmanager
