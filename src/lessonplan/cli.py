@@ -144,23 +144,30 @@ def order(
         write_ordered,
         write_table,
     )
+    from lessonplan.data.tables import missing_column
     from lessonplan.orders import order as make_order
 
     # A file is any table; a named data set is questions, with their own labels.
+    if Path(data).is_file() and split is not None:
+        raise InputError(f"{data} is one file and has no splits; leave out --split.")
     questions = None if Path(data).exists() else load_questions(data, split=split)
     labels: dict[str, Any] = {}
     for kind, column in (("category", category), ("difficulty", difficulty)):
-        if questions is not None and getattr(STRATEGIES.get(strategy), f"uses_{kind}", False):
-            labels[kind] = questions[column or kind][:]
+        if questions is not None:
+            name = column or kind
+            if name not in questions.column_names:
+                raise InputError(missing_column(data, name, questions.column_names))
+            labels[kind] = questions[name][:]
         elif column is not None:
             labels[kind] = read_columns(data, [column])[column]
+    categories = _listed(category_order, labels.get("category"))
     permutation = make_order(
         strategy,
         count_rows(data) if questions is None else len(questions),
         seed=seed,
         blocks="band" if blocks == "band" else _integer("--blocks", blocks),
         bands=None if bands is None else _bands(bands),
-        category_order=category_order.split(",") if "," in category_order else category_order,
+        category_order=categories,
         hardest_first=hardest_first,
         epochs=epochs,
         each=each,  # type: ignore[arg-type]
@@ -201,19 +208,24 @@ def train(
     form = read_scoring(scoring, score)
     questions = load_questions(data, split=split, columns=_columns(column), bad_rows=bad_rows)
     from lessonplan.training.train import train as train_model
+    from lessonplan.training.tune import TuningError
 
-    with step_bar(len(questions) * recipe.epochs) as on_step:
-        log = train_model(
-            questions,
-            model,
-            strategy,
-            out,
-            seed=seed,
-            recipe=recipe,
-            scoring=form,
-            trust_remote_code=trust_remote_code,
-            on_step=on_step,
-        )
+    try:
+        with step_bar(len(questions) * recipe.epochs) as on_step:
+            log = train_model(
+                questions,
+                model,
+                strategy,
+                out,
+                seed=seed,
+                recipe=recipe,
+                scoring=form,
+                trust_remote_code=trust_remote_code,
+                on_step=on_step,
+            )
+    except TuningError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
     first, last = log.losses[0], log.losses[-1]
     _say(f"loss {first:.3f} at the first step, {last:.3f} at the last; adapter: {out}")
 
@@ -234,14 +246,18 @@ def evaluate(
 ) -> None:
     """Score a model, with or without an adapter, and write its predictions."""
     import numpy as np
+    from datasets import Dataset
 
     from lessonplan.data import load_questions, write_table
+    from lessonplan.data.tables import EXTENSIONS, table_format
     from lessonplan.evaluation import accuracy, weighted_f1
     from lessonplan.evaluation.predict import evaluate as evaluate_model
     from lessonplan.training.recipe import read_recipe, read_scoring
 
     recipe = read_recipe(settings or [])
     form = read_scoring(scoring, score)
+    if table_format(out) is None:  # said before the work, not after it
+        raise InputError(f"{out}: the name must end in one of {', '.join(EXTENSIONS)}.")
     questions = load_questions(data, split=split, columns=_columns(column), bad_rows=bad_rows)
     table = evaluate_model(
         questions,
@@ -251,7 +267,7 @@ def evaluate(
         recipe=recipe,
         trust_remote_code=trust_remote_code,
     )
-    write_table(table, out)
+    write_table(Dataset(table), out)
     answers, chosen = (np.asarray(table[name].to_numpy()) for name in ("answer", "chosen"))
     _say(
         f"{len(table)} questions: accuracy {accuracy(answers, chosen):.3f}, weighted F1 "
@@ -291,11 +307,17 @@ def main() -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(
-            "\nstopped; what was finished is kept, and the same command goes on.", file=sys.stderr
-        )
-        sys.exit(130)
+    except OSError as error:  # no permission, a full disk, a worker that was killed
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+    except SystemExit as end:
+        if end.code == 130:  # what Typer makes of Ctrl-C
+            print(
+                "\nstopped; what was finished is kept, and the same command goes on.",
+                file=sys.stderr,
+            )
+        raise
 
 
 def _report(folder: Path) -> None:
@@ -324,7 +346,7 @@ def _columns(pairs: list[str] | None) -> dict[str, Any] | None:
 
 
 def _bands(text: str) -> int | list[float]:
-    if text.isdigit():
+    if text.isdecimal():
         return int(text)
     try:
         return [float(part) for part in text.split(",")]
@@ -334,8 +356,16 @@ def _bands(text: str) -> int | list[float]:
         ) from None
 
 
+def _listed(category_order: str, category: Any) -> Any:
+    """Return a listed category order as its categories are: text, or whole numbers."""
+    if "," not in category_order:
+        return category_order
+    known = {str(name): name for name in ([] if category is None else category)}
+    return [known.get(name, name) for name in category_order.split(",")]
+
+
 def _integer(option: str, text: str) -> int:
-    if not text.isdigit():
+    if not text.isdecimal():
         raise InputError(f"{option} takes a whole number or 'band', not {text!r}.")
     return int(text)
 

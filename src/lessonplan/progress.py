@@ -23,11 +23,11 @@ class StudyProgress(Watch):
         self.console = Console(stderr=True)
         self.failures: list[str] = []
         self._bar = Progress(
-            TextColumn("{task.fields[runs]}"),
+            TextColumn("{task.fields[runs]}", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[speed]}"),
+            TextColumn("{task.fields[speed]}", markup=False),
             TimeRemainingColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             console=self.console,
             disable=not self.console.is_terminal,
         )

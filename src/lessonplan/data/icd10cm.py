@@ -47,7 +47,9 @@ CHAPTERS = {
     "17": "Congenital malformations",
     "19": "Injury and poisoning",
 }
-TERMS_PER_ANSWER = 4  # more would let a few long lists ("Complications of ...") fill their chapter
+# Categories with fewer terms could hardly be learnt from some and asked with others; with more, a
+# few long lists ("Complications of ...") would fill their chapter.
+TERMS_PER_ANSWER = range(2, 6 + 1)
 TEST_SHARE = 0.3
 WRONG = 4  # wrong options a question
 FAR_CHOICE = 12  # far options are drawn from so many that are most like the right one in form
@@ -56,7 +58,7 @@ SAME_TERM = 0.5  # word-set Jaccard from which two terms of one answer count as 
 FUNCTION_WORDS = frozenset(
     re.findall(
         r"\w+",
-        "a an and any as at be but by during for from has have if in into is it its no nor not of "
+        "a an and any as at be but by due during for from has have if in into is it its no nor not of "
         "on or per than that the their these this those to under when where which while with "
         "without",
     )
@@ -82,7 +84,7 @@ class Term(NamedTuple):
 
 @cache
 def build(seed: int = 0) -> Dataset:
-    """Make the bank: about 1,800 questions of five options.
+    """Make the bank: about 2,000 questions of five options.
 
     Every term is unique after normalising case, punctuation and word order, stands under one
     category in the whole classification, and shares no content word with any of its five options.
@@ -112,6 +114,7 @@ def build(seed: int = 0) -> Dataset:
     terms = _choose_terms(_clean_terms(tree), tree, rng)
     # Wrong options come from the answers alone: a text that is never right would give itself away.
     answers = sorted({term.answer for term in terms})
+    terms = [term for term in terms if _can_be_near(term, answers, tree)]
     unlike = _unlikeness(answers, tree)
 
     rows = []
@@ -128,7 +131,7 @@ def build(seed: int = 0) -> Dataset:
                 rows.append(
                     {
                         "id": f"{term.answer}-{'-'.join(_words(term.text))}",
-                        "question": f'Under which ICD-10-CM category is "{term.text}" classified?',
+                        "question": f'Which diagnostic category covers "{term.text}"?',
                         "options": options,
                         "answer": place,
                         "category": label,
@@ -216,15 +219,16 @@ def _clean_terms(tree: Classification) -> list[Term]:
 
 
 def _choose_terms(terms: list[Term], tree: Classification, rng: np.random.Generator) -> list[Term]:
-    """Return at most `TERMS_PER_ANSWER` random terms of each category, in the tree's order."""
+    """Return random terms of each category that has enough of them, in the tree's order."""
     by_answer = defaultdict(list)
     for term in terms:
         by_answer[term.answer].append(term)
     chosen: list[Term] = []
     for answer in sorted(by_answer, key=tree.order.__getitem__):
         group = by_answer[answer]
-        picks = rng.permutation(len(group))[:TERMS_PER_ANSWER]
-        chosen.extend(group[i] for i in sorted(picks))
+        if len(group) >= TERMS_PER_ANSWER.start:
+            picks = rng.permutation(len(group))[: TERMS_PER_ANSWER.stop - 1]
+            chosen.extend(group[i] for i in sorted(picks))
     return chosen
 
 
@@ -325,6 +329,13 @@ def _wrong_options(
     far = [code for code in far if _key(tree.description[code]) not in known]
     wrong += [far[i] for i in rng.permutation(len(far))[: WRONG - len(wrong)]]
     return [wrong[i] for i in rng.permutation(WRONG)]
+
+
+def _can_be_near(term: Term, answers: list[str], tree: Classification) -> bool:
+    """Say whether a chapter has enough wrong options that share no word with the term."""
+    asked, chapter = _stems(term.text), tree.chapter[term.answer]
+    near = (a for a in answers if tree.chapter[a] == chapter and a != term.answer)
+    return sum(asked.isdisjoint(_stems(tree.description[a])) for a in near) >= WRONG
 
 
 def _unlikeness(answers: list[str], tree: Classification) -> dict[str, NDArray[np.float64]]:

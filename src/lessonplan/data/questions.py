@@ -32,7 +32,7 @@ COLUMNS = ("id", "question", "options", "answer", "category", "difficulty")
 
 # What `lessonplan datasets` lists.
 DATASETS = {
-    "icd10cm": "built in: about 1,800 questions on ICD-10-CM, five options, chapter as category",
+    "icd10cm": "built in: about 2,000 questions on ICD-10-CM, five options, chapter as category",
     "medmcqa": "hub openlifescienceai/medmcqa: Indian medical entrance exams, four options",
     "medqa": "hub GBaker/MedQA-USMLE-4-options: US licensing exam, four options",
     "medqa-5": "hub bigbio/med_qa: US licensing exam, five options",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,23 @@ from lessonplan.models.rows import Row, question_texts, token_rows, unconditiona
 from lessonplan.training.recipe import Recipe, Scoring
 
 
+@dataclass(frozen=True)
+class Unconditional:
+    """The options without their questions, each distinct one once.
+
+    Attributes:
+        rows: token rows of a few options each.
+        place: for each question, where its options stand: int64 ``[K, 2]`` (row, option in it).
+    """
+
+    rows: list[Row]
+    place: list[NDArray[np.int64]]
+
+
 def scoring_rows(
     tokenizer: Any, questions: Any, scoring: Scoring, max_tokens: int, name: str = "question"
-) -> tuple[list[Row], list[Row] | None]:
-    """Return a row a question with all options and, for cloze, one of the options without it.
+) -> tuple[list[Row], Unconditional | None]:
+    """Return a row a question with all options and, for cloze, the options without it.
 
     Raises:
         InputError: a question does not fit `max_tokens` even when cut; names it.
@@ -29,14 +43,18 @@ def scoring_rows(
     if scoring.form == "letter":
         return rows, None
     texts = unconditional_texts(questions, template=scoring.template)
-    return rows, token_rows(tokenizer, texts, max_tokens=max_tokens, names=names)
+    place = {c: (i, k) for i, text in enumerate(texts) for k, c in enumerate(text.continuations)}
+    return rows, Unconditional(
+        token_rows(tokenizer, texts, max_tokens=max_tokens),
+        [np.array([place[option] for option in options]) for options in questions["options"]],
+    )
 
 
 def predictions(
     engine: Any,
     questions: Any,
     rows: Sequence[Row],
-    unconditional: Sequence[Row] | None,
+    unconditional: Unconditional | None,
     scoring: Scoring,
     *,
     hidden: Any = None,
@@ -60,7 +78,12 @@ def predictions(
     """
     part = np.arange(len(rows)) if part is None else part
     sums, tokens = engine.score(rows, hidden, part)
-    alone = engine.score(unconditional, hidden_unconditional, part)[0] if unconditional else None
+    alone = None
+    if unconditional is not None:
+        asked = np.unique(np.concatenate([unconditional.place[i][:, 0] for i in part]))
+        found = engine.score(unconditional.rows, hidden_unconditional, asked)[0]
+        by_row = dict(zip(asked.tolist(), found, strict=True))
+        alone = [np.array([by_row[r][k] for r, k in unconditional.place[i]]) for i in part]
     lengths = [rows[i].lengths for i in part]
     chosen = choose(primary(scoring), sums, tokens, lengths, alone)
     ids = questions["id"][:]
@@ -92,7 +115,7 @@ def evaluate(
     questions: Any,
     model: str,
     *,
-    adapter: Path | None = None,
+    adapter: str | Path | None = None,
     scoring: Scoring | None = None,
     recipe: Recipe | None = None,
     trust_remote_code: bool = False,
@@ -125,6 +148,6 @@ def evaluate(
         trust_remote_code=trust_remote_code,
     )
     if adapter is not None:
-        load_adapter(loaded.network, adapter)
+        load_adapter(loaded.network, Path(adapter))
     rows, unconditional = scoring_rows(loaded.tokenizer, questions, scoring, recipe.max_tokens)
     return predictions(Engine(loaded.network), questions, rows, unconditional, scoring)

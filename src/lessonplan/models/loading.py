@@ -156,6 +156,7 @@ def load(
         InputError: the model cannot be found or loaded, or an option is unknown.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
@@ -171,18 +172,20 @@ def load(
         raise InputError(f"quantization must be 'none' or 'nf4', not {quantization!r}.")
     with _quiet(transformers_logging):
         try:
-            network = AutoModelForCausalLM.from_pretrained(
+            network, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=getattr(torch, dtype),
                 attn_implementation="sdpa",
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
+                output_loading_info=True,
                 **options,
             )
-        except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
             raise InputError(
                 f"The model in {folder} cannot be loaded: {_first_line(error)}"
             ) from error
+    _nothing_missing(report, folder)
     if quantization == "none":
         network = network.to(device)
     network.requires_grad_(False)
@@ -275,13 +278,17 @@ def _convert(parts: list[Path], scratch: Path) -> None:
     with _quiet(transformers_logging):
         try:
             tokenizer = AutoTokenizer.from_pretrained(whole.parent, gguf_file=whole.name)
-            network = AutoModelForCausalLM.from_pretrained(
-                whole.parent, gguf_file=whole.name, dtype=torch.float32
+            network, report = AutoModelForCausalLM.from_pretrained(
+                whole.parent,
+                gguf_file=whole.name,
+                dtype=torch.float32,
+                output_loading_info=True,
             )
-        except (OSError, ValueError, ImportError, KeyError) as error:
+        except Exception as error:  # a broken file fails wherever its bytes happen to lead
             raise InputError(
                 f"The GGUF file {whole} cannot be read: {_first_line(error)}"
             ) from error
+        _nothing_missing(report, whole)
         # The weights are plain float32 now; Transformers would refuse to save them as GGUF.
         network.hf_quantizer = None
         network.is_quantized = False
@@ -289,6 +296,16 @@ def _convert(parts: list[Path], scratch: Path) -> None:
             del network.config.quantization_config
         network.save_pretrained(scratch / "converted")
         tokenizer.save_pretrained(scratch / "converted")
+
+
+def _nothing_missing(report: dict[str, Any], place: Path) -> None:
+    """Refuse weights that Transformers would fill with random numbers."""
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise InputError(
+            f"The weights in {place} lack {len(missing)} of the model's tensors, such as "
+            f"{missing[0]}."
+        )
 
 
 def _check(folder: Path) -> None:

@@ -18,6 +18,21 @@ from torch import Tensor, nn
 from lessonplan.errors import InputError
 from lessonplan.seeds import stream_seed
 
+# Settings of PEFT's LoRA under which the update is not (alpha / rank) B A.
+VARIANTS = (
+    "use_dora",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "fan_in_fan_out",
+    "lora_bias",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "use_bdlora",
+)
+PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
+
 
 class LoraLinear(nn.Module):
     """A frozen linear layer plus a trained low-rank update (Hu et al. 2021, arXiv 2106.09685).
@@ -209,6 +224,7 @@ def load_weights(adapter: Adapter, folder: Path) -> None:
 
 def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Tensor, Tensor]]]:
     """Return an adapter's configuration and, by layer, its A and B."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     config_file, file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
@@ -216,16 +232,24 @@ def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Tensor,
         raise InputError(
             f"{folder} is no adapter: it needs adapter_config.json and adapter_model.safetensors."
         )
-    config: dict[str, Any] = json.loads(config_file.read_text())
-    variants = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
-    unsupported = [key for key in variants if config.get(key)]
+    try:
+        config: dict[str, Any] = json.loads(config_file.read_text())
+        state = load_file(file)
+    except (ValueError, OSError, SafetensorError) as error:
+        raise InputError(f"The adapter in {folder} cannot be read: {error}") from error
+    unsupported = [key for key in VARIANTS if config.get(key)]
+    if config.get("init_lora_weights") not in PLAIN_STARTS:
+        unsupported.append("init_lora_weights")  # such a start changes the model's own weights
     kind = config.get("peft_type")
     if kind != "LORA" or unsupported:
         raise InputError(f"{folder} is not a plain LoRA adapter: {', '.join(unsupported) or kind}.")
-    state = load_file(file)
     weights = {}
-    for key, a in state.items():
-        if key.endswith(".lora_A.weight"):
-            name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-            weights[name] = (a, state[key.replace("lora_A", "lora_B")])
+    for key in [key for key in state if key.endswith(".lora_A.weight")]:
+        name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        b = state.pop(key.replace("lora_A", "lora_B"), None)
+        if b is not None:
+            weights[name] = (state.pop(key), b)
+    if state or not weights:
+        found = next(iter(state), "no weights")
+        raise InputError(f"{folder} is not an adapter of linear layers alone: it holds {found}.")
     return config, weights

@@ -92,6 +92,17 @@ def question_texts(
         raise InputError(
             f"A prompt template must hold {{question}} once, and this does not: {template!r}"
         )
+    unknown = set(re.findall(r"\{(\w+)\}", template)) - {"question", "options", "letters"}
+    if unknown:
+        raise InputError(
+            f"The prompt template names {', '.join(f'{{{name}}}' for name in sorted(unknown))}; "
+            "it can hold {question}, {options} and {letters}."
+        )
+    if form == "letter" and "{options}" not in template:
+        raise InputError(
+            f"A prompt template for letters must list the {{options}}, and this does not: "
+            f"{template!r}"
+        )
     before, after = template.split("{question}")
     texts = []
     for question, options, answer in zip(
@@ -114,10 +125,21 @@ def question_texts(
 
 
 def unconditional_texts(questions: Any, *, template: str | None = None) -> list[Text]:
-    """Return the options after the prompt's last line alone, to tell how likely they are anyway."""
+    """Return the options after the prompt's last line alone, to tell how likely they are anyway.
+
+    An option that several questions have stands in the first one's text alone, so there may be
+    fewer texts than questions.
+    """
     tail = (template or CLOZE_PROMPT).rsplit("\n", 1)[-1]
-    tail = "Answer:" if "{question}" in tail else tail
-    return [Text("", "", tail, list(options)) for options in questions["options"]]
+    tail = "Answer:" if "{" in tail or not tail.strip() else tail
+    known: set[str] = set()
+    texts = []
+    for options in questions["options"]:
+        new = [option for option in dict.fromkeys(options) if option not in known]
+        known.update(new)
+        if new:
+            texts.append(Text("", "", tail, new))
+    return texts
 
 
 def token_rows(
@@ -255,6 +277,9 @@ def _row(text: Text, options: list[Encoded], cut: int) -> Row:
         branch += [k + 1] * (len(option) - 1 - prefix)
     if prefix < 1:
         raise InputError(f"The prompt {text.prompt!r} has no tokens before the answer.")
+    if len(set(owner)) < len(options):
+        bare = next(c for k, c in enumerate(text.continuations) if k not in owner)
+        raise InputError(f"The option {bare!r} has no tokens of its own after {text.prompt!r}.")
 
     def column(values: list[int]) -> NDArray[np.int64]:
         return np.array(values, dtype=np.int64)
@@ -273,6 +298,9 @@ def _row(text: Text, options: list[Encoded], cut: int) -> Row:
 
 
 _ELSEWHERE = re.compile(
+    r"\b(all|none|any|some|both|either|neither)\s+(of\s+)?(the\s+)?above\b"
+    r"|^\W*(both|either|neither)\s+[a-e]{2}\W*$"
+    r"|^\W*(both\s+|options?\s+|both\s+options?\s+)\d\s*(,|and|or|&)\s*\d\W*$|"
     r"^\W*(all|none|both|neither|any|either)\b.{0,12}\b(above|these|below|options|choices|them)\b"
     r"|^\W*(all|none|both|neither|any)\W*$"
     r"|^\W*(both|neither)?\W*\(?[a-e]\)?\W*(,|and|or|&|nor|\+)\W*\(?[a-e]\)?\W*"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from lessonplan.errors import InputError, nearest
 from lessonplan.orders import STRATEGIES, CategoryOrder
@@ -198,7 +199,8 @@ class Study(Strict):
         named: list[tuple[str, list[str]]] = [
             ("models", [m.title for m in self.models]),
             ("training", [t.title for t in self.training]),
-            ("evaluation", [e.title for e in self.evaluation]),
+            # One name for two sets would mix them up.
+            ("training and evaluation", [s.title for s in [*self.training, *self.evaluation]]),
             ("strategies", [a.title for a in self.strategies]),
             ("seeds", [str(seed) for seed in self.seeds]),
         ]
@@ -206,10 +208,13 @@ class Study(Strict):
             twice = sorted({str(t) for t in titles if titles.count(t) > 1})
             if twice:
                 raise ValueError(f"{key}: {', '.join(twice)} stands there twice; give each a name")
-            if not titles and key != "evaluation":
+            if not titles:
                 raise ValueError(f"{key}: at least one is needed")
         arms = [arm.title for arm in self.strategies]
-        if self.baseline not in arms:
+        if "untuned" in arms:
+            raise ValueError("strategies: untuned is the name of the model before fine-tuning")
+        # With several label sources, an arm is called "curriculum [difficulty=llm]".
+        if self.baseline not in arms and self.baseline.split(" [")[0] not in arms:
             raise ValueError(f"baseline: {self.baseline!r} is none of the strategies {arms}")
         if not self.evaluation and not any(t.folds for t in self.training):
             raise ValueError("evaluation: give a set to evaluate on, or training.folds")
@@ -218,11 +223,29 @@ class Study(Strict):
                 "strategies: all arms must show every question equally often, so repeat must be "
                 "the same for all"
             )
-        if self.recipe.loss == "choice" and self.scoring.score == "unconditional":
-            raise ValueError("recipe.loss: choice cannot use scoring.score: unconditional")
-        for model in self.models:
-            model_recipe(self, model)
+        for i, model in enumerate(self.models):
+            try:
+                recipe = model_recipe(self, model)
+            except ValidationError as error:
+                raise _inside(("models", i, "recipe"), error) from None
+            if recipe.loss == "choice" and self.scoring.score == "unconditional":
+                raise ValueError("recipe.loss: choice cannot use scoring.score: unconditional")
         return self
+
+
+def _inside(place: tuple[int | str, ...], error: ValidationError) -> ValidationError:
+    """Return the same errors with their place in the study file."""
+    return ValidationError.from_exception_data(
+        error.title,
+        [
+            InitErrorDetails(
+                type=PydanticCustomError(problem["type"], problem["msg"]),
+                loc=(*place, *problem["loc"]),
+                input=problem["input"],
+            )
+            for problem in error.errors()
+        ],
+    )
 
 
 def model_recipe(study: Study, model: ModelSpec) -> Recipe:
@@ -257,8 +280,6 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     yaml = YAML()  # round-trip: knows lines, refuses duplicate keys, builds no objects
     try:
         document = yaml.load(text)
-        for override in overrides:
-            _override(document, override, yaml)
     except MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -268,6 +289,8 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         raise InputError(f"{path}: this is not valid YAML: {error}") from None
     if not isinstance(document, dict):
         raise InputError(f"{path}: a study file must hold keys such as training and evaluation.")
+    for override in overrides:
+        _override(document, override, yaml)
     try:
         study = Study.model_validate(_plain(document))
     except ValidationError as error:
@@ -321,6 +344,8 @@ def dump_study(study: Study) -> str:
 
 
 def _override(document: Any, override: str, yaml: Any) -> None:
+    from ruamel.yaml.error import YAMLError
+
     key, equals, value = override.partition("=")
     if not equals or not re.fullmatch(r"[\w.]+", key):
         raise InputError(
@@ -332,7 +357,10 @@ def _override(document: Any, override: str, yaml: Any) -> None:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
             raise InputError(f"--set {override}: {parent} is not a group of keys.")
-    place[last] = yaml.load(value)
+    try:
+        place[last] = yaml.load(value)
+    except YAMLError:
+        raise InputError(f"--set {override}: {value!r} is not valid YAML.") from None
 
 
 def _plain(value: Any) -> Any:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from lessonplan import orders
 from lessonplan.data import folds, overlap, read_questions, sample
 from lessonplan.errors import InputError, nearest
-from lessonplan.evaluation.predict import scoring_rows
+from lessonplan.evaluation.predict import Unconditional, scoring_rows
 from lessonplan.labels import read_answers
 from lessonplan.models import NUMERICS
 from lessonplan.models.loading import fingerprint, load_tokenizer, resolve
@@ -73,13 +73,13 @@ class RowSet:
     Attributes:
         score: one row a question, all options.
         train: one row a question for training: the answer alone, or `score` itself.
-        unconditional: the options without the question; None for letters.
+        unconditional: the options without their questions; None for letters.
     """
 
     questions: QuestionSet
     score: list[Row]
     train: list[Row]
-    unconditional: list[Row] | None
+    unconditional: Unconditional | None
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,12 @@ def make_plan(study: Study) -> Plan:
         InputError: data, labels or models that cannot be used; text that stands in both a training
             and an evaluation set, unless the study allows it.
     """
+    names = [name for name, _, _ in arms(study)]
+    if study.baseline not in names:
+        raise InputError(
+            f"baseline: {study.baseline!r} runs under several label sources; name one of the arms "
+            f"{', '.join(names)}."
+        )
     training = [_training_set(spec, study) for spec in study.training]
     evaluation = [_evaluation_set(spec) for spec in study.evaluation]
     notes = [note for questions in training + evaluation for note in questions.notes]
@@ -177,7 +183,7 @@ def _training_set(spec: TrainingSpec, study: Study) -> QuestionSet:
     questions, notes = _read(spec, keep=[c for c in dict.fromkeys(asked) if c not in fixed])
     result = QuestionSet(spec.title, questions, notes)
     for kind in KINDS:
-        if any(getattr(STRATEGIES[arm.strategy], f"uses_{kind}") for arm in study.strategies):
+        if any(_uses(arm)[kind] for arm in study.strategies):
             for source, label in getattr(study.labels, kind).items():
                 result.labels[kind, source] = _label(result, kind, label)
         elif None not in questions[kind]:
@@ -261,18 +267,23 @@ def arms(study: Study) -> Iterator[tuple[str, ArmSpec, dict[str, str]]]:
     run twice. Sources stand in the name only where there are several of their kind.
     """
     for spec in study.strategies:
-        uses = STRATEGIES[spec.strategy]
-        used = {
-            "difficulty": uses.uses_difficulty
-            or spec.blocks == "band"
-            or (uses.uses_category and spec.category_order == "difficulty"),
-            "category": uses.uses_category,
-        }
+        used = _uses(spec)
         choices = [list(getattr(study.labels, kind)) if used[kind] else [None] for kind in KINDS]
         for picked in itertools.product(*choices):
             sources = {kind: name for kind, name in zip(KINDS, picked, strict=True) if name}
             shown = [f"{k}={s}" for k, s in sources.items() if len(getattr(study.labels, k)) > 1]
             yield spec.title + (f" [{', '.join(shown)}]" if shown else ""), spec, sources
+
+
+def _uses(spec: ArmSpec) -> dict[str, bool]:
+    """Return which kinds of label an arm's order depends on."""
+    uses = STRATEGIES[spec.strategy]
+    return {
+        "difficulty": uses.uses_difficulty
+        or spec.blocks == "band"
+        or (uses.uses_category and spec.category_order == "difficulty"),
+        "category": uses.uses_category,
+    }
 
 
 def _model_plan(
@@ -349,7 +360,10 @@ def _tuned_runs(
                 seed=order_seed,
                 blocks=arm.blocks,
                 bands=arm.bands,
-                category_order=arm.category_order,
+                # Categories are text here, also where they look like numbers.
+                category_order=[str(name) for name in arm.category_order]
+                if isinstance(arm.category_order, list)
+                else arm.category_order,
                 hardest_first=arm.hardest_first,
                 epochs=model.recipe.epochs,
                 each=model.recipe.each,
@@ -431,7 +445,7 @@ def _evaluations(
     row_set = model.rows[questions.name]
     whole = {
         "score": rows_digest(row_set.score),
-        "unconditional": row_set.unconditional and rows_digest(row_set.unconditional),
+        "unconditional": row_set.unconditional and rows_digest(row_set.unconditional.rows),
         "scoring": study.scoring.model_dump(),
         "ids": questions.questions["id"][:],
         "answers": questions.questions["answer"][:],

@@ -42,9 +42,9 @@ def read_record(path: Path) -> Record:
         recipe=_recipe_words(plan),
         versions=_versions(details),
         notes=plan["notes"],
-        runs_done=sum(folder.has_tuning(run["id"]) for run in tuned),
+        runs_done=sum(folder.has_result(run) for run in tuned),
         runs_planned=len(tuned),
-        failures=[_gap(folder, run) for run in plan["runs"] if not folder.has_tuning(run["id"])],
+        failures=[_gap(folder, run) for run in plan["runs"] if not folder.has_result(run)],
         seconds=sum(detail["seconds"] for detail in details.values()),
         machine=_machine(details),
     )
@@ -329,7 +329,8 @@ def _gap(folder: Folder, run: RunRecord) -> str:
     if failure.is_file():
         return str(read_json(failure)["reason"])
     where = "" if run["fold"] is None else f", fold {run['fold']}"
-    return f"{run['model']}, {run['arm']}, seed {run['seed']}{where}: not run yet"
+    lacking = "not scored on every set yet" if folder.has_tuning(run["id"]) else "not run yet"
+    return f"{run['model']}, {run['arm']}, seed {run['seed']}{where}: {lacking}"
 
 
 def _read(path: Path) -> pa.Table:

@@ -6,6 +6,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import shutil
+import signal
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
@@ -91,8 +92,13 @@ def _in_processes(
         for _ in range(workers)
     ]
     try:
-        for process in processes:
-            process.start()
+        # A terminal sends Ctrl-C to the workers, too; blocked in them, it is left to us to end them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            for process in processes:
+                process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         ended = 0
         while ended < workers:
             kind, *values = _next_news(news, processes)
@@ -102,12 +108,15 @@ def _in_processes(
                 raise InputError(*values)
             elif kind == "crashed":
                 raise RuntimeError(*values)
+            elif kind == "lost":
+                raise ChildProcessError(*values)
             else:
                 getattr(watch, kind)(*values)
     finally:
-        for process in processes:
+        started = [process for process in processes if process.pid is not None]
+        for process in started:
             process.terminate()
-        for process in processes:
+        for process in started:
             process.join()
 
 
@@ -119,13 +128,14 @@ def _next_news(news: Any, processes: Sequence[Any]) -> tuple[Any, ...]:
             found: tuple[Any, ...] = news.get(timeout=1)
             return found
         except queue.Empty:
-            for process in processes:
-                if process.exitcode not in (None, 0):
-                    return (
-                        "crashed",
-                        f"a worker ended with status {process.exitcode} (9 is usually a lack of "
-                        "memory: give fewer workers). Finished runs are kept; start again.",
-                    )
+            codes = [process.exitcode for process in processes]
+            failed = [code for code in codes if code not in (None, 0)]
+            if failed or (None not in codes and news.empty()):
+                return (
+                    "lost",
+                    f"A worker ended with status {failed[0] if failed else 0} (-9 is usually a "
+                    "lack of memory: give fewer workers). Finished runs are kept; start again.",
+                )
 
 
 class _Teller(Watch):
@@ -154,8 +164,6 @@ def _worker(plan: Plan, folder: Folder, shared: Path, tasks: Any, news: Any) -> 
         news.put(("ended",))
     except InputError as error:
         news.put(("input error", str(error)))
-    except KeyboardInterrupt:
-        pass  # the parent has it, too, and ends us
     except BaseException:
         news.put(("crashed", traceback.format_exc()))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from lessonplan.study.plan import UNTUNED
@@ -24,17 +25,16 @@ def status_table(path: Path) -> Table:
     for run in runs:
         key = (run["model"], run["arm"])
         planned[key] += 1
-        whole = all(folder.has_evaluation(run["id"], e["id"]) for e in run["evaluations"])
-        done[key] += folder.has_tuning(run["id"]) and whole
+        done[key] += folder.has_result(run)
         failed += folder.failure(run["id"]).is_file()
     models = list(dict.fromkeys(run["model"] for run in runs))
     table = Table(
-        title=f"{plan['study']}: {sum(done.values())} of {len(runs)} runs done"
+        title=f"{escape(plan['study'])}: {sum(done.values())} of {len(runs)} runs done"
         + (f", {failed} failed" if failed else "")
     )
     table.add_column("strategy")
     for model in models:
-        table.add_column(model, justify="right")
+        table.add_column(escape(model), justify="right")
     for arm in dict.fromkeys(run["arm"] for run in runs):
-        table.add_row(arm, *(f"{done[m, arm]} of {planned[m, arm]}" for m in models))
+        table.add_row(escape(arm), *(f"{done[m, arm]} of {planned[m, arm]}" for m in models))
     return table

@@ -72,6 +72,14 @@ class Folder:
     def has_evaluation(self, run_id: str, evaluation_id: str) -> bool:
         return self.evaluation(run_id, evaluation_id).is_file()
 
+    def has_result(self, run: dict[str, Any]) -> bool:
+        """Say whether a run of plan.json is tuned and scored at its end on every set."""
+        return self.has_tuning(run["id"]) and all(
+            self.has_evaluation(run["id"], e["id"])
+            for e in run["evaluations"]
+            if e["kind"] == "final"
+        )
+
 
 def open_folder(path: Path) -> Folder:
     """Return the folder of an existing study.
@@ -128,10 +136,21 @@ def begin(folder: Folder, plan: Plan) -> None:
                 f"{folder.path} holds another study ({held!r}, not {name!r}). Give another folder "
                 "with -o, or the same name in the study file."
             )
-    elif any(p.name not in (".lock", ".holder") for p in folder.path.iterdir()):
+    elif any(
+        p.name not in (".lock", ".holder") and not p.name.startswith(".writing-")
+        for p in folder.path.iterdir()
+    ):
         raise InputError(
             f"{folder.path} is not empty and holds no study. Give another folder with -o."
         )
+    files: dict[Path, str] = {}
+    for questions in plan.training + plan.evaluation:
+        other = files.setdefault(folder.data(questions.name), questions.name)
+        if other != questions.name:
+            raise InputError(
+                f"The sets {other!r} and {questions.name!r} would lie in the same file "
+                f"({folder.data(other).name}). Give one of them another name."
+            )
     for left in folder.path.glob("**/.writing-*"):
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     write_text(folder.study_file, dump_study(plan.study))
@@ -236,8 +255,12 @@ def _plan_record(plan: Plan) -> dict[str, Any]:
 
 def _study_name(path: Path) -> str | None:
     from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
-    held = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    try:
+        held = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except (YAMLError, ValueError, OSError):
+        raise InputError(f"{path} cannot be read. Give another folder with -o.") from None
     return held.get("name") if isinstance(held, dict) else None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lessonplan.evaluation.predict import predictions, primary
 from lessonplan.models import NUMERICS
@@ -28,8 +29,10 @@ SCORING_COST = 0.4
 
 def missing(folder: Folder, run: Run) -> list[Evaluation]:
     """Return the evaluations that a run lacks and that can (still) be had."""
+    if not folder.has_tuning(run.id):
+        return list(run.evaluations)
     lacking = [e for e in run.evaluations if not folder.has_evaluation(run.id, e.id)]
-    if folder.has_tuning(run.id) and run.order is not None:
+    if run.order is not None:
         # Checkpoints along a finished run are gone, unless their adapters were kept.
         lacking = [
             e
@@ -87,6 +90,8 @@ class ModelWork:
             else:
                 self._tune_and_evaluate(run)
         except (TuningError, MemoryError, RuntimeError) as error:
+            for parameter in self.adapter.parameters:
+                parameter.grad = None  # or they would enter the next run's first step
             text = f"{run.model}, {run.arm}{seed}: {type(error).__name__}: {error}"
             write_text(failure, json.dumps({"id": run.id, "reason": text}))
             self.watch.failed(text)
@@ -210,10 +215,18 @@ class ModelWork:
             data.unconditional if whole else None,
             scoring,
             hidden=self._lower(data.score),
-            hidden_unconditional=self._lower(data.unconditional) if whole else None,
+            hidden_unconditional=self._lower(data.unconditional.rows)
+            if whole and data.unconditional
+            else None,
             part=evaluation.indices,
             checkpoint=seen,
         )
+        # The last step of a run can ruin the weights after its loss was still a number.
+        if not pc.all(pc.is_finite(pc.list_flatten(table["loglikelihood"]))).as_py():
+            raise RuntimeError(
+                f"After {seen} questions the log-likelihoods of {evaluation.of} are no finite "
+                "numbers. A lower learning_rate usually helps."
+            )
         self.watch.worked(SCORING_COST * len(table))
         return table
 

@@ -47,7 +47,7 @@ def train(
     questions: Any,
     model: str,
     strategy: str,
-    out: Path,
+    out: str | Path,
     *,
     seed: int = 0,
     recipe: Recipe | None = None,
@@ -72,7 +72,7 @@ def train(
         InputError: labels that are missing, a folder in use, a model that cannot be loaded.
         TuningError: the loss stopped being a number.
     """
-    recipe, scoring = recipe or Recipe(), scoring or Scoring()
+    recipe, scoring, out = recipe or Recipe(), scoring or Scoring(), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not an empty folder. Give another one with -o.")
     shown = question_order(questions, strategy, seed=seed, recipe=recipe, **settings)

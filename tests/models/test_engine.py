@@ -1,0 +1,533 @@
+"""The engine against the plain way: one option, one row, the model's own full logits."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from lessonplan.models.engine import (
+    Engine,
+    PlainWayWarning,
+    _target_logprobs,
+    batches_by_length,
+    collate,
+    tree_mask,
+)
+from lessonplan.models.loading import load
+from lessonplan.models.rows import Text, question_texts, token_rows
+
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "gpt_neox")
+LONG = "Under which category is the disease of Whitmore classified? It is among the best. " * 2
+TEXTS = [
+    Text("Question: ", "Why?", "\nAnswer:", ["Z", "é ü, and so on"]),
+    Text("Question: ", LONG, "\nAnswer:", ["the plague", "one", "among the diseases of A", "ü"]),
+    Text("", "Q", "", ["same", "same", "x"]),
+    Text("Question: ", "Which is one?", "\nAnswer:", ["one and only"]),
+    Text("Question: ", LONG[:60], "\nAnswer:", ["one " * 30, "one " * 29 + "two", "Answer"]),
+]
+
+
+def plain_sums(network, tokenizer, texts: Sequence[Text]) -> list[list[torch.Tensor]]:
+    """Log-likelihood of each option by one forward pass each, without masks or padding."""
+    found = []
+    for text in texts:
+        of_text = []
+        for option in text.continuations:
+            encoded = tokenizer(f"{text.prompt} {option}", return_offsets_mapping=True)
+            ids = encoded["input_ids"]
+            logprobs = torch.log_softmax(network(torch.tensor([ids])).logits[0].float(), dim=-1)
+            scored = [
+                logprobs[j - 1, ids[j]]
+                for j, (_, end) in enumerate(encoded["offset_mapping"])
+                if end > len(text.prompt)
+            ]
+            of_text.append(torch.stack(scored).sum())
+        found.append(of_text)
+    return found
+
+
+def scored_tokens(tokenizer, text: Text, option: str) -> int:
+    offsets = tokenizer(f"{text.prompt} {option}", return_offsets_mapping=True)["offset_mapping"]
+    return sum(end > len(text.prompt) for _, end in offsets)
+
+
+def some_loss(sums: Sequence[torch.Tensor]) -> torch.Tensor:
+    """An arbitrary function of each question's sums."""
+    weights = (0.3, -1.0, 2.0, 0.7, -0.4)
+    terms = [s.softmax(-1)[0] + 0.1 * s.sum() for s in sums]
+    return torch.stack([w * t for w, t in zip(weights, terms, strict=True)]).sum()
+
+
+def close(found, expected, tolerance: float = 1e-4) -> None:
+    for mine, plain in zip(found, expected, strict=True):
+        plain = [float(x) for x in plain]
+        np.testing.assert_allclose(np.asarray(mine)[: len(plain)], plain, atol=tolerance, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_llama: Path):
+    return AutoTokenizer.from_pretrained(tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer):
+    return token_rows(tokenizer, TEXTS, max_tokens=500)
+
+
+def tiny(folder: Path):
+    network = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="sdpa"
+    )
+    return network.requires_grad_(False).eval()
+
+
+def quiet_engine(network, **settings) -> Engine:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PlainWayWarning)
+        return Engine(network, **settings)
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_every_way_equals_the_plain_way(
+    tiny_models: dict[str, Path], tokenizer, rows, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = tiny(tiny_models[kind])
+    engine = quiet_engine(network, keep_below=2)
+    assert engine.sharing
+    assert engine.reading
+    assert engine.keep_below == 2
+    with torch.no_grad():
+        expected = plain_sums(network, tokenizer, TEXTS)
+    counts = [[scored_tokens(tokenizer, t, c) for c in t.continuations] for t in TEXTS]
+    spread = [abs(a - b).item() for a, b in (x[:2] for x in expected if len(x) > 1)]
+    assert max(spread) > 1  # options of these weights do differ
+
+    sums, tokens = engine.score(rows)
+    close(sums, expected)
+    assert [t.tolist() for t in tokens] == counts
+    hidden = engine.lower(rows)
+    assert hidden is not None
+    close(engine.score(rows, hidden)[0], expected)
+    with torch.no_grad():
+        # Mixed lengths in one batch, padded and end to end, in any order; and each row alone.
+        for packed in (True, False):
+            monkeypatch.setattr(Engine, "_packing_pays", lambda self, rows, packed=packed: packed)
+            close(engine.option_sums(rows)[0], expected)
+            back = list(range(len(rows)))[::-1]
+            states = [hidden.row(i) for i in back]
+            mixed = engine.option_sums([rows[i] for i in back], states)[0]
+            close(mixed, [expected[i] for i in back])
+            close(engine.score(rows, engine.lower(rows))[0], expected)
+            for i, row in enumerate(rows):
+                close(engine.option_sums([row])[0], expected[i : i + 1])
+        engine.sharing = False
+        close(engine.option_sums(rows)[0], expected)
+        engine.reading = False
+        close(engine.option_sums(rows)[0], expected)
+        engine.sharing = True
+        close(engine.option_sums(rows)[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3", "gpt_neox"])
+def test_gradients_equal_autograds(tiny_models: dict[str, Path], rows, tokenizer, kind) -> None:
+    """Through the custom backward pass, the masks and the split, to weights of the upper half."""
+    network = tiny(tiny_models[kind])
+    engine = quiet_engine(network, keep_below=2)
+    top = network.base_model.layers[-1]
+    weights = [p for p in top.parameters() if p.dim() > 1]
+    for weight in weights:
+        weight.requires_grad_(True)
+    expected = [torch.stack(s) for s in plain_sums(network, tokenizer, TEXTS)]
+    reference = torch.autograd.grad(some_loss(expected), weights)
+    hidden = engine.lower(rows)
+    for states in (None, [hidden.row(i) for i in range(len(rows))]):
+        sums, counts = engine.option_sums(rows, states)
+        mine = [s[: n.count_nonzero()] for s, n in zip(sums, counts, strict=True)]
+        found = torch.autograd.grad(some_loss(mine), weights)
+        for a, b in zip(found, reference, strict=True):
+            assert b.abs().max() > 1e-4
+            assert (a - b).abs().max() <= 2e-4 * b.abs().max()
+
+
+def test_target_logprob_is_log_softmax() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 11, generator=generator, dtype=torch.float64) * 4
+    spot = torch.tensor([0, 0, 3, 1, 4, 0])  # one spot read three times, one not at all
+    target = torch.tensor([2, 2, 10, 0, 5, 7])
+    upstream = torch.randn(6, generator=generator, dtype=torch.float64)
+    found, expected = [], []
+    for store, function in (
+        (found, _target_logprobs),
+        (expected, lambda z, s, t: torch.log_softmax(z, -1)[s, t]),
+    ):
+        leaf = logits.clone().requires_grad_(True)
+        value = function(leaf * 1.0, spot, target)
+        (gradient,) = torch.autograd.grad((value * upstream).sum(), leaf)
+        store += [value.detach(), gradient]
+    torch.testing.assert_close(found[0], expected[0], atol=1e-12, rtol=0)
+    torch.testing.assert_close(found[1], expected[1], atol=1e-12, rtol=0)
+    numeric = torch.zeros_like(logits)
+    for i, j in np.ndindex(*logits.shape):
+        for sign in (1, -1):
+            moved = logits.clone()
+            moved[i, j] += sign * 1e-6
+            value = torch.log_softmax(moved, -1)[spot, target]
+            numeric[i, j] += sign * (value * upstream).sum() / 2e-6
+    torch.testing.assert_close(found[1], numeric, atol=1e-7, rtol=0)
+
+
+def test_a_graph_is_walked_once_only() -> None:
+    logits = torch.randn(3, 4, requires_grad=True)
+    value = _target_logprobs(logits * 1.0, torch.tensor([0, 1]), torch.tensor([2, 3])).sum()
+    value.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
+def test_mask_by_hand() -> None:
+    row = torch.tensor([[0, 0, 0, 0, 0, 1, 1, -1]])
+    branch = torch.tensor([[0, 0, 1, 1, 2, 0, 1, 0]])
+    seen = [
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0, 0],
+        [0, 0, 0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 0, 0, 1],
+    ]
+    assert tree_mask(row, branch)[0, 0].int().tolist() == seen
+
+
+def test_padding_and_neighbours_change_nothing(tiny_llama: Path, rows) -> None:
+    """Garbage where nobody should look leaves every score's bytes as they were."""
+    network = tiny(tiny_llama)
+    engine = quiet_engine(network)
+    for packed in (False, True):
+        batch = collate(rows, packed=packed)
+        attention = engine._attention(batch)
+        mask = attention["attention_mask"][:, 0]
+        with torch.no_grad():
+            before = network.base_model(batch.ids, **attention, use_cache=False)[0]
+            for k in range(len(rows)):
+                other = (batch.row != k) | (batch.branch > 1)
+                ids = torch.where(other, (batch.ids + 7) % 300, batch.ids)
+                after = network.base_model(ids, **attention, use_cache=False)[0]
+                kept = ~other
+                assert torch.equal(before[kept], after[kept])
+                assert not torch.equal(before[other], after[other])
+        assert mask.any(-1).all()  # no query without a key
+
+
+def test_letters_have_the_models_next_token_probabilities(tiny_llama: Path, tokenizer) -> None:
+    questions = {
+        "question": ["Why?", "Which of the diseases?"],
+        "options": [["x", "y", "z"], ["p", "q"]],
+        "answer": [0, 1],
+    }
+    texts = question_texts(questions, "letter")
+    network = tiny(tiny_llama)
+    sums, tokens = quiet_engine(network).score(token_rows(tokenizer, texts, max_tokens=400))
+    for text, mine, n in zip(texts, sums, tokens, strict=True):
+        assert (n == 1).all()
+        with torch.no_grad():
+            after = network(torch.tensor([tokenizer(text.prompt)["input_ids"]])).logits[0, -1]
+        letters = [tokenizer(f"x {x}")["input_ids"][-1] for x in text.continuations]
+        np.testing.assert_allclose(mine, after.log_softmax(-1)[letters].numpy(), atol=1e-4)
+
+
+def test_letters_of_several_tokens_are_continuations(tiny_llama: Path) -> None:
+    """A tokenizer of single bytes: " A" is two tokens, and the first is the same for all."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    inner = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(sorted(alphabet))}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytewise = PreTrainedTokenizerFast(tokenizer_object=inner)
+    questions = {"question": ["Why?"], "options": [["x", "y", "z"]], "answer": [0]}
+    texts = question_texts(questions, "letter")
+    rows = token_rows(bytewise, texts, max_tokens=500)
+    network = tiny(tiny_llama)
+    (sums,), (tokens,) = quiet_engine(network).score(rows)
+    assert tokens.tolist() == [2, 2, 2]
+    with torch.no_grad():
+        close([sums], plain_sums(network, bytewise, texts))
+        ids = bytewise(texts[0].prompt + " ")["input_ids"]
+        last = network(torch.tensor([ids])).logits[0, -1]
+    letters = [bytewise(x)["input_ids"][0] for x in "ABC"]
+    probabilities = np.exp(sums - sums.max()) / np.exp(sums - sums.max()).sum()
+    np.testing.assert_allclose(probabilities, last[letters].softmax(-1).numpy(), atol=1e-4)
+
+
+# Networks in which a shortcut does not hold.
+
+
+def ignores_masks(kwargs: dict) -> dict:
+    mask = kwargs.get("attention_mask")
+    return {**kwargs, "attention_mask": None if mask is not None and mask.dim() == 4 else mask}
+
+
+def ignores_positions(kwargs: dict) -> dict:
+    return {k: v for k, v in kwargs.items() if k != "position_ids"}
+
+
+def refuses_masks(kwargs: dict) -> dict:
+    if kwargs["attention_mask"].dim() == 4:
+        raise NotImplementedError("only 2D masks")
+    return kwargs
+
+
+def one_warning(caught: pytest.WarningsRecorder, words: str) -> None:
+    said = [w for w in caught if issubclass(w.category, PlainWayWarning)]
+    assert len(said) == 1
+    assert words in str(said[0].message)
+    assert "LlamaForCausalLM" in str(said[0].message)
+
+
+@pytest.mark.parametrize("change", [ignores_masks, ignores_positions, refuses_masks])
+def test_without_sharing_the_plain_way_is_taken(tiny_llama: Path, tokenizer, rows, change) -> None:
+    network = tiny(tiny_llama)
+    with torch.no_grad():
+        expected = plain_sums(network, tokenizer, TEXTS)
+    forward = network.model.forward
+
+    def changed(*args, **kwargs):
+        return forward(*args, **change(kwargs))
+
+    network.model.forward = changed
+    with pytest.warns(PlainWayWarning) as caught:
+        engine = Engine(network, keep_below=2)
+    one_warning(caught, "scoring all options in one row")
+    assert not engine.sharing
+    assert engine.keep_below == 0
+    assert engine.lower(rows) is None
+    close(engine.score(rows)[0], expected)
+
+
+def test_without_reading_the_models_own_head_is_used(tiny_llama: Path, tokenizer, rows) -> None:
+    network = tiny(tiny_llama)
+    forward = network.forward
+
+    def capped(*args, **kwargs):
+        out = forward(*args, **kwargs)
+        out.logits = 5 * torch.tanh(out.logits / 5)
+        return out
+
+    network.forward = capped
+    with torch.no_grad():
+        expected = plain_sums(network, tokenizer, TEXTS)
+    with pytest.warns(PlainWayWarning) as caught:
+        engine = Engine(network, keep_below=2)
+    one_warning(caught, "projecting only the tokens that are read")
+    assert engine.sharing
+    assert engine.keep_below == 0
+    close(engine.score(rows)[0], expected)
+
+
+@pytest.mark.parametrize("trouble", ["no layers", "no norm", "lower fails", "lower differs"])
+def test_without_splitting_nothing_is_kept(
+    tiny_llama: Path, tokenizer, rows, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = tiny(tiny_llama)
+    with torch.no_grad():
+        expected = plain_sums(network, tokenizer, TEXTS)
+    decoder = network.model
+    if trouble == "no layers":
+        layers = decoder.layers
+        decoder.layers = nn.ModuleDict({str(i): layer for i, layer in enumerate(layers)})
+        monkeypatch.setattr(type(decoder.layers), "__getitem__", lambda s, i: layers[i])
+        monkeypatch.setattr(type(decoder.layers), "__iter__", lambda s: iter(layers))
+    elif trouble == "no norm":
+        decoder.last_norm = decoder.norm
+        monkeypatch.setattr(
+            type(decoder), "norm", property(lambda self: lambda x: self.last_norm(x)), raising=False
+        )
+        del decoder._modules["norm"]
+    elif trouble == "lower fails":
+        forward = type(decoder).forward
+
+        def needs_all(self, *args, **kwargs):
+            if self.config.num_hidden_layers < 4:
+                raise ValueError("needs all layers")
+            return forward(self, *args, **kwargs)
+
+        monkeypatch.setattr(type(decoder), "forward", needs_all)
+    else:
+        decoder.register_forward_pre_hook(
+            lambda module, args, kwargs: (
+                args,
+                kwargs
+                if "input_ids" in kwargs or args
+                else {**kwargs, "inputs_embeds": kwargs["inputs_embeds"] * 1.1},
+            ),
+            with_kwargs=True,
+        )
+    with pytest.warns(PlainWayWarning) as caught:
+        engine = Engine(network, keep_below=2)
+    one_warning(caught, "keeping the output of the lower layers")
+    assert engine.sharing
+    assert engine.keep_below == 0
+    assert engine.lower(rows) is None
+    close(engine.score(rows)[0], expected)
+
+
+def test_attention_in_chunks_is_noticed(tokenizer, rows) -> None:
+    """Llama 4 counts its chunks in rows of the batch, which branches shift."""
+    import transformers
+
+    config = transformers.Llama4TextConfig(
+        vocab_size=600,
+        hidden_size=32,
+        intermediate_size=48,
+        intermediate_size_mlp=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=2,
+        attention_chunk_size=24,
+    )
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+        expected = plain_sums(network, tokenizer, TEXTS)
+    with pytest.warns(PlainWayWarning):
+        engine = Engine(network)
+    close(engine.score(rows)[0], expected)
+
+
+# Keeping the lower layers' output.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_states_in_a_file_are_those_in_memory(
+    tiny_llama: Path, rows, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    network = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=dtype)
+    engine = Engine(network.requires_grad_(False).eval(), keep_below=3)
+    assert engine.keep_below == 3
+    memory = engine.lower(rows)
+    file = tmp_path / "states"
+    mapped = engine.lower(rows, file)
+    assert memory is not None
+    assert mapped is not None
+    assert memory.states.dtype == mapped.states.dtype == dtype
+    assert torch.equal(memory.states, mapped.states)
+    assert file.read_bytes() == memory.states.contiguous().view(torch.uint8).numpy().tobytes()
+    assert sorted(p.name for p in tmp_path.iterdir() if "cache" not in p.name) == [
+        "states",
+        "states.lock",
+    ]
+    for a, b in zip(engine.score(rows, memory)[0], engine.score(rows, mapped)[0], strict=True):
+        assert a.tobytes() == b.tobytes()
+    mapped.states[:] = 0  # a private copy: what the file holds stays
+    again = engine.lower(rows, file)
+    assert again is not None
+    assert torch.equal(again.states, memory.states)
+
+
+def test_an_existing_file_is_read_not_made(tiny_llama: Path, rows, tmp_path: Path) -> None:
+    engine = quiet_engine(tiny(tiny_llama), keep_below=2)
+    file = tmp_path / "states"
+    engine.lower(rows, file)
+    made = file.stat().st_mtime_ns
+
+    def fail(*args):
+        raise AssertionError("computed again")
+
+    engine._fill = fail
+    assert engine.lower(rows, file) is not None
+    assert file.stat().st_mtime_ns == made
+
+
+def test_part_of_the_rows(tiny_llama: Path, rows) -> None:
+    engine = quiet_engine(tiny(tiny_llama), keep_below=2)
+    sums, tokens = engine.score(rows)
+    part = np.array([3, 0, 4])
+    for hidden in (None, engine.lower(rows)):
+        some, some_tokens = engine.score(rows, hidden, part)
+        close(some, [sums[i] for i in part])
+        assert [t.tolist() for t in some_tokens] == [tokens[i].tolist() for i in part]
+
+
+def test_all_layers_can_be_kept(tiny_llama: Path, rows) -> None:
+    engine = quiet_engine(tiny(tiny_llama), keep_below=9)
+    assert engine.keep_below == 4
+    close(engine.score(rows, engine.lower(rows))[0], engine.score(rows)[0])
+
+
+def test_the_network_is_left_as_it_was(tiny_llama: Path) -> None:
+    network = tiny(tiny_llama)
+    before = (repr(network), network.config.to_json_string(), len(network.model.layers))
+    quiet_engine(network, keep_below=2)
+    assert (repr(network), network.config.to_json_string(), len(network.model.layers)) == before
+
+
+def test_no_rows(tiny_llama: Path) -> None:
+    engine = quiet_engine(tiny(tiny_llama), keep_below=2)
+    assert engine.lower([]) is None
+    assert engine.score([]) == ([], [])
+
+
+def test_batches_hold_every_row_once_longest_first(rows) -> None:
+    many = [*rows, *rows, *rows, *rows]
+    batches = list(batches_by_length(many, 6))
+    flat = [i for batch in batches for i in batch]
+    assert sorted(flat) == list(range(len(many)))
+    lengths = [len(many[i]) for i in flat]
+    assert lengths == sorted(lengths, reverse=True)
+    assert [len(b) for b in batches] == [6, 6, 6, 2]
+
+
+def test_the_longest_probe_fits_a_short_context(tmp_path: Path, tiny_llama: Path) -> None:
+    config = AutoConfig.from_pretrained(tiny_llama)
+    config.max_position_embeddings = 20
+    network = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    assert quiet_engine(network, keep_below=1).keep_below == 1
+
+
+@pytest.mark.slow
+def test_smollm2_is_converted_once_and_scored_exactly() -> None:
+    from lessonplan.models.loading import _package_file, resolve
+    from lessonplan.models.presets import PRESETS
+
+    ((package, file),) = PRESETS["smollm2-135m"].parts
+    if _package_file(package, file) is None:
+        pytest.skip(f"needs the package {package}: {PRESETS['smollm2-135m'].install}")
+    folder = resolve("smollm2-135m")
+    weights = next(folder.glob("*.safetensors"))
+    made = weights.stat().st_mtime_ns
+    model = load("smollm2-135m")
+    assert resolve("smollm2-135m") == folder
+    assert weights.stat().st_mtime_ns == made
+    assert model.network.config.num_hidden_layers == 30
+    assert not any(p.requires_grad for p in model.network.parameters())
+    engine = quiet_engine(model.network, keep_below=22)
+    assert engine.keep_below == 22
+    texts = [
+        Text(
+            "Question: ",
+            "What is the capital of France?",
+            "\nAnswer:",
+            ["London", "Paris", "Buenos Aires", "Rome"],
+        ),
+        Text("Question: ", "Which organ pumps blood?", "\nAnswer:", ["The heart", "The liver"]),
+    ]
+    rows = token_rows(model.tokenizer, texts, max_tokens=200)
+    with torch.no_grad():
+        expected = plain_sums(model.network, model.tokenizer, texts)
+    close(engine.score(rows)[0], expected, 2e-4)
+    close(engine.score(rows, engine.lower(rows))[0], expected, 2e-4)
+    assert [int(np.argmax(s)) for s in engine.score(rows)[0]] == [1, 0]

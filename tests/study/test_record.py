@@ -1,0 +1,157 @@
+"""The record: what is read back from a study folder, recomputed from its files."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from lessonplan.errors import InputError
+from lessonplan.study import Study, read_record
+from lessonplan.study.plan import Plan, make_plan
+from lessonplan.study.status import status_table
+from lessonplan.study.store import Folder, begin
+
+Finished = tuple[Path, Plan]
+
+
+def final_of(folder: Path, run: dict[str, Any], of: str = "test") -> pd.DataFrame:
+    evaluation = next(e for e in run["evaluations"] if (e["of"], e["kind"]) == (of, "final"))
+    file = folder / "tunings" / run["id"] / "evaluations" / f"{evaluation['id']}.parquet"
+    return pd.read_parquet(file)
+
+
+def runs_of(folder: Path) -> list[dict[str, Any]]:
+    return list(json.loads((folder / "plan.json").read_text())["runs"])
+
+
+def test_arms_hold_what_the_files_say(finished: Finished) -> None:
+    folder, _ = finished
+    record = read_record(folder)
+    (outcome,) = record.outcomes
+    assert (outcome.model, outcome.evaluation, outcome.seeds) == ("tiny", "test", [0, 1])
+    assert list(outcome.arms) == ["random", "blocked", "curriculum"]
+    assert outcome.ids == [f"q{i}" for i in range(100, 124)]
+    checked = 0
+    for run in runs_of(folder):
+        table = final_of(folder, run).set_index("id")
+        best = [int(np.argmax(s / t)) for s, t in zip(table.loglikelihood, table.tokens)]  # noqa: B905
+        right = (table["answer"] == best).astype(float)
+        values = (
+            outcome.untuned
+            if run["arm"] == "untuned"
+            else outcome.arms[run["arm"]][outcome.seeds.index(run["seed"])]
+        )
+        np.testing.assert_array_equal(values, right[outcome.ids])
+        checked += 1
+    assert checked == 7
+    assert record.failures == []
+    assert (record.runs_done, record.runs_planned) == (6, 6)
+
+
+def test_curves_begin_untuned_and_end_at_the_end(finished: Finished) -> None:
+    folder, plan = finished
+    (outcome,) = read_record(folder).outcomes
+    part = plan.runs[1].evaluations[1].indices
+    assert set(outcome.curves) == set(outcome.arms)
+    for arm, curve in outcome.curves.items():
+        assert curve.seen.tolist() == [0, 24, 48]
+        assert curve.values.shape == (2, 3, 10)
+        np.testing.assert_array_equal(curve.values[:, 0], np.tile(outcome.untuned[part], (2, 1)))
+        np.testing.assert_array_equal(curve.values[:, -1], outcome.arms[arm][:, part])
+        assert np.isfinite(curve.values).all()
+
+
+def test_label_checks_hold_the_loss_that_training_begins_with(finished: Finished) -> None:
+    folder, plan = finished
+    (check,) = read_record(folder).label_checks
+    untuned = final_of(folder, runs_of(folder)[0], of="train")
+    expected = [
+        -row.loglikelihood[row.answer] / row.tokens[row.answer] for row in untuned.itertuples()
+    ]
+    np.testing.assert_allclose(check.loss, expected)
+    np.testing.assert_array_equal(check.difficulty, plan.training[0].questions["difficulty"][:])
+    log = json.loads((folder / "tunings" / plan.runs[1].id / "tuning.json").read_text())
+    order = plan.runs[1].order
+    assert log["losses"][0] == pytest.approx(np.mean(check.loss[order[:8]]), rel=1e-5)
+
+
+def test_pictures_show_the_order_of_the_first_seed(finished: Finished) -> None:
+    folder, plan = finished
+    pictures = {picture.arm: picture for picture in read_record(folder).orders}
+    assert list(pictures) == ["random", "blocked", "curriculum"]
+    assert all(picture.seed == 0 for picture in pictures.values())
+    run = next(r for r in plan.runs if r.arm == "random")
+    categories = plan.training[0].questions["category"][:]
+    assert pictures["random"].categories == [categories[i] for i in run.order]
+    assert (np.diff(pictures["curriculum"].difficulty) >= 0).all()
+    blocks = pictures["blocked"].categories
+    assert sum(a != b for a, b in itertools.pairwise(blocks)) == 3
+    assert pictures["random"].learning_rate[0] == pytest.approx(5e-3)
+    assert (np.diff(pictures["random"].learning_rate) <= 0).all()
+
+
+def test_gaps_where_runs_are_missing(finished: Finished, tmp_path: Path) -> None:
+    folder = tmp_path / "gaps"
+    shutil.copytree(finished[0], folder)
+    runs = {(run["arm"], run["seed"]): run for run in runs_of(folder)}
+    shutil.rmtree(folder / "tunings" / runs["blocked", 1]["id"])
+    half = runs["curriculum", 0]
+    final = next(e for e in half["evaluations"] if e["kind"] == "final")
+    (folder / "tunings" / half["id"] / "evaluations" / f"{final['id']}.parquet").unlink()
+    record = read_record(folder)
+    (outcome,) = record.outcomes
+    assert np.isnan(outcome.arms["blocked"][1]).all()
+    assert np.isnan(outcome.arms["curriculum"][0]).all()
+    assert np.isfinite(outcome.arms["blocked"][0]).all()
+    assert np.isfinite(outcome.arms["random"]).all()
+    assert np.isnan(outcome.curves["blocked"].values[1, 1:]).all()
+    assert record.failures == [
+        "tiny, blocked, seed 1: not run yet",
+        "tiny, curriculum, seed 0: not scored on every set yet",
+    ]
+    assert (record.runs_done, record.runs_planned) == (4, 6)
+    table = status_table(folder)
+    assert str(table.title) == "tiny study: 4 of 6 runs done"
+    assert list(table.columns[1].cells) == ["2 of 2", "1 of 2", "1 of 2"]
+
+
+def test_broken_files_are_named(finished: Finished, tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(finished[0], folder)
+    run = runs_of(folder)[1]
+    file = folder / "tunings" / run["id"] / "evaluations" / f"{run['evaluations'][0]['id']}.parquet"
+    file.write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=rf"{file.name} is broken"):
+        read_record(folder)
+    shutil.rmtree(file.parent)
+    (folder / "tunings" / run["id"] / "tuning.json").write_text("{")
+    with pytest.raises(InputError, match=r"tuning\.json cannot be read.*Delete its folder"):
+        read_record(folder)
+
+
+def test_no_study(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no study folder"):
+        read_record(tmp_path)
+
+
+def test_status_names_arms_in_full(make: Callable[..., Study], tmp_path: Path) -> None:
+    sources = {"easy": {"column": "difficulty"}, "hard": {"column": "llm"}}
+    study = make(labels={"difficulty": sources}, strategies=["random", "curriculum"])
+    begin(Folder(tmp_path), make_plan(study))
+    console = Console(file=io.StringIO(), width=100)
+    console.print(status_table(tmp_path))
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "tiny study: 0 of 6 runs done" in said
+    for arm in ("random", "curriculum [difficulty=easy]", "curriculum [difficulty=hard]"):
+        assert f"{arm} " in said
+    assert said.count("0 of 2") == 3
