@@ -10,7 +10,7 @@ demo: $(VENV)/ready  ## Six orders, three seeds, a real model, real questions; e
 	$(BIN)/lessonplan study examples/demo.yaml -o runs/demo
 
 test: $(VENV)/ready-dev  ## All tests that CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/ready-dev  ## Formatting, style, types
 	$(BIN)/ruff format --check src tests bench

@@ -24,9 +24,7 @@ DIFFICULTY = [s for s in PAPER if STRATEGIES[s].uses_difficulty]
 def labelled(draw, least=0):
     n = draw(st.integers(least, 60))
     category = draw(st.lists(st.sampled_from("abcde"), min_size=n, max_size=n))
-    difficulty = draw(
-        st.lists(st.sampled_from([0.0, 0.25, 0.3, 0.5, 1.0]), min_size=n, max_size=n)
-    )
+    difficulty = draw(st.lists(st.sampled_from([0.0, 0.25, 0.3, 0.5, 1.0]), min_size=n, max_size=n))
     return category, np.array(difficulty)
 
 
@@ -213,6 +211,8 @@ def test_category_orders():
     assert turns("size") == "bca"
     assert turns("difficulty") == "bca"
     assert turns(["c", "a", "b"]) == "cab"
+    shown = order("blocked", category=[1, 2, 2], category_order=["2", "1"])
+    assert shown.tolist()[-1] == 0
     with pytest.raises(InputError, match="every category once"):
         turns(["c", "a"])
     with pytest.raises(InputError, match="'drawn', 'alphabetical'"):
@@ -311,7 +311,9 @@ def test_labels_may_be_integers_arrays_or_arrow():
     assert order("blocked", category=np.array([3, 1, 3, 2])).tolist() == expected
     assert order("blocked", category=pa.array([3, 1, 3, 2])).tolist() == expected
     assert order("blocked", category=np.array(["c", "a", "c", "b"])).tolist() == expected
-    assert order("blocked", category=pa.chunked_array([["c", "a"], ["c", "b"]])).tolist() == expected
+    assert (
+        order("blocked", category=pa.chunked_array([["c", "a"], ["c", "b"]])).tolist() == expected
+    )
 
 
 def test_golden_permutations():

@@ -180,11 +180,6 @@ def order(
     return np.tile(passes[0], epochs) if each == "same" else np.concatenate(passes)
 
 
-def exposures(n: int, *, epochs: int = 1, repeat: int = 1) -> int:
-    """Return how many questions an order shows in all; arms of one study must agree in it."""
-    return n * epochs * repeat
-
-
 def _length(n: int | None, category: ArrayLike | None, difficulty: ArrayLike | None) -> int:
     lengths = {"n": n}
     lengths |= {
@@ -277,14 +272,14 @@ def _category_ranks(
     if not isinstance(category_order, str):
         listed = list(category_order)
         if sorted(map(str, listed)) != sorted(map(str, names)):
-            lacking = [x for x in names if x not in listed]
-            unknown = [x for x in listed if x not in names]
+            lacking = [x for x in names if str(x) not in map(str, listed)]
+            unknown = [x for x in listed if str(x) not in map(str, names)]
             raise InputError(
                 "category_order must list every category once; missing from it are "
                 f"{lacking[:5]}, unknown in it are {unknown[:5]}."
             )
-        position = {name: i for i, name in enumerate(listed)}
-        rank = np.array([position[name] for name in names], dtype=np.int64)
+        position = {str(name): i for i, name in enumerate(listed)}
+        rank = np.array([position[str(name)] for name in names], dtype=np.int64)
     elif category_order == "alphabetical":
         rank = np.arange(k)
     elif category_order == "drawn":

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
@@ -236,16 +237,28 @@ def test_two_arms_of_one_order_share_a_run(make: Make, tmp_path: Path) -> None:
 
 
 def test_folds_predict_every_question(make: Make, data: Path, tmp_path: Path) -> None:
-    training = [{"data": str(data / "train.jsonl"), "folds": 2}]
-    study = make(training=training, evaluation=[], strategies=["random", "blocked"], seeds=1)
+    training = [{"data": str(data / "train.jsonl"), "folds": 5}]
+    recipe = {"threads": 1, "batch_size": 1, "adapter": {"rank": 2, "layers": 1}}
+    study = make(
+        training=training,
+        evaluation=[],
+        strategies=["random"],
+        seeds=1,
+        recipe=recipe,
+        checkpoints={"at": [0.25, 0.5, 0.99], "questions": 10},
+    )
     run_study(study, tmp_path / "s")
     record = read_record(tmp_path / "s")
     (outcome,) = record.outcomes
-    assert (outcome.evaluation, outcome.folds) == ("train (held out)", 2)
+    assert (outcome.evaluation, outcome.folds) == ("train (held out)", 5)
     for values in [outcome.untuned, *outcome.arms.values()]:
         assert values is not None
         assert set(values.ravel().tolist()) == {0.0, 1.0}
-    assert outcome.curves["random"].values.shape[2] == 10
+    # Folds of 38 and 39 questions reach their half at 19 and 20: one point of the curve.
+    curve = outcome.curves["random"]
+    assert curve.seen.tolist() == [0, 10, 19, 39]
+    assert curve.values.shape[2] == 10
+    assert np.isfinite(curve.values).all()
 
 
 # ---- Failures ------------------------------------------------------------------------------------

@@ -90,7 +90,8 @@ def _outcome(
             if evaluation["kind"] == "final":
                 _fill(arms[run["arm"]][row], table, place)
                 _fill(chosen[run["arm"]][row], table, place, "chosen")
-                finals[run["arm"]] = int(table["checkpoint"][0].as_py())
+                end = int(table["checkpoint"][0].as_py())
+                finals[run["arm"]] = max(end, finals.get(run["arm"], 0))
             else:
                 along[run["arm"]].append((row, table))
     untuned = np.full(len(ids), np.nan)
@@ -155,17 +156,21 @@ def _curves(
     for arm, tables in along.items():
         part = sorted({place[i] for _, table in tables for i in table["id"].unique().to_pylist()})
         column = {i: j for j, i in enumerate(part)}
-        points = sorted(
-            {int(c) for _, table in tables for c in table["checkpoint"].unique().to_pylist()}
-        )
+        # Folds differ by a question in size; their first checkpoints are one point, and so on.
+        steps = [sorted(set(table["checkpoint"].to_pylist())) for _, table in tables]
+        points = [
+            sum(at) // len(at)
+            for j in range(max(map(len, steps)))
+            if (at := [step[j] for step in steps if j < len(step)])
+        ]
         seen = [0, *points, *([finals[arm]] if arm in finals else [])]
         values = np.full((len(arms[arm]), len(seen), len(part)), np.nan)
         values[:, 0] = untuned[part]
         if arm in finals:
             values[:, -1] = arms[arm][:, part]
-        for row, table in tables:
+        for (row, table), step in zip(tables, steps, strict=True):
             where = [column[place[i]] for i in table["id"].to_pylist()]
-            at = [1 + points.index(c) for c in table["checkpoint"].to_pylist()]
+            at = [1 + step.index(c) for c in table["checkpoint"].to_pylist()]
             values[row, at, where] = table["correct"].to_numpy().astype(np.float64)
         curves[arm] = Curve(np.array(seen, dtype=np.int64), values)
     return curves

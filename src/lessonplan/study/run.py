@@ -92,7 +92,7 @@ def _in_processes(
         for _ in range(workers)
     ]
     try:
-        # A terminal sends Ctrl-C to the workers, too; blocked in them, it is left to us to end them.
+        # A terminal sends Ctrl-C to workers, too. Blocked in them, it is left to us to end them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for process in processes:

@@ -90,8 +90,6 @@ class ModelWork:
             else:
                 self._tune_and_evaluate(run)
         except (TuningError, MemoryError, RuntimeError) as error:
-            for parameter in self.adapter.parameters:
-                parameter.grad = None  # or they would enter the next run's first step
             text = f"{run.model}, {run.arm}{seed}: {type(error).__name__}: {error}"
             write_text(failure, json.dumps({"id": run.id, "reason": text}))
             self.watch.failed(text)
