@@ -105,7 +105,7 @@ def test_curriculum_never_gets_easier(labels, seed):
 
 @given(labelled(least=1), st.integers(1, 4), st.integers(0, 3))
 def test_interleaving_shows_the_categories_in_the_same_turns_in_every_block(labels, blocks, seed):
-    category, difficulty = labels
+    category, _ = labels
     shown = order("interleaved", category=category, seed=seed, blocks=blocks)
     blocked = order("blocked", category=category, seed=seed)
     turn = list(dict.fromkeys(category[i] for i in blocked))
@@ -271,7 +271,7 @@ def test_original_is_the_order_of_the_file():
 
 @pytest.mark.parametrize("strategy", DIFFICULTY)
 def test_a_missing_difficulty_is_an_error_that_says_where(strategy):
-    with pytest.raises(InputError, match="1 of 3 questions have no finite difficulty.*row 1"):
+    with pytest.raises(InputError, match=r"1 of 3 questions have no finite difficulty.*row 1"):
         order(strategy, category=["a"] * 3, difficulty=[0.1, float("nan"), 0.2])
     with pytest.raises(ValueError, match="needs a difficulty"):
         order(strategy, 3, category=["a"] * 3)
@@ -279,7 +279,7 @@ def test_a_missing_difficulty_is_an_error_that_says_where(strategy):
 
 @pytest.mark.parametrize("missing", [None, float("nan"), "", " "])
 def test_a_missing_category_is_an_error_that_says_where(missing):
-    with pytest.raises(InputError, match="1 of 3 questions have no category.*row 2"):
+    with pytest.raises(InputError, match=r"1 of 3 questions have no category.*row 2"):
         order("blocked", category=np.array(["a", "b", missing], dtype=object))
 
 

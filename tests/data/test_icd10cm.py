@@ -117,7 +117,7 @@ def test_nearness_and_difficulty_are_balanced_within_each_chapter_of_each_part(
         for chapter in icd10cm.CHAPTERS.values():
             part = [r for r in bank if r["split"] == split and r["category"] == chapter]
             levels = Counter(r["nearness"] for r in part)
-            counts = [levels[d] for d in (0.0, 0.25, 0.5, 0.75, 1.0)]
+            counts = [levels[d] for d in (0.0, 0.25, 0.5)]
             assert max(counts) - min(counts) <= 1
             assert sum(counts) == len(part) > 0
             # Evenly spread: the k-th easiest of n has (k + 1/2) / n.
@@ -132,7 +132,7 @@ def test_each_part_of_difficulty_makes_a_question_harder(bank: Dataset) -> None:
         return sum(float(str(r["difficulty"])) for r in rows) / len(rows)
 
     rows = list(bank)
-    assert mean([r for r in rows if r["nearness"] == 1]) > mean(
+    assert mean([r for r in rows if r["nearness"] == 0.5]) > mean(
         [r for r in rows if r["nearness"] == 0]
     )
     residual = [bool(re.search(r"\bother\b", r["options"][r["answer"]], re.I)) for r in rows]

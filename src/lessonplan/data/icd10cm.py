@@ -52,14 +52,15 @@ CHAPTERS = {
 TERMS_PER_ANSWER = range(2, 6 + 1)
 TEST_SHARE = 0.3
 WRONG = 4  # wrong options a question
+MOST_NEAR = 2  # of them; with more, knowing every chapter would still not answer half the questions
 FAR_CHOICE = 12  # far options are drawn from so many that are most like the right one in form
 SAME_TERM = 0.5  # word-set Jaccard from which two terms of one answer count as the same wording
 
 FUNCTION_WORDS = frozenset(
     re.findall(
         r"\w+",
-        "a an and any as at be but by due during for from has have if in into is it its no nor not of "
-        "on or per than that the their these this those to under when where which while with "
+        "a an and any as at be but by due during for from has have if in into is it its no nor not "
+        "of on or per than that the their these this those to under when where which while with "
         "without",
     )
 )
@@ -89,7 +90,7 @@ def build(seed: int = 0) -> Dataset:
     Every term is unique after normalising case, punctuation and word order, stands under one
     category in the whole classification, and shares no content word with any of its five options.
     The options are alike in form, so that what differs is how near they lie: of the four wrong
-    ones, 0 to 4 are of the right one's chapter (of its block, and with the term's words among their
+    ones, 0 to 2 are of the right one's chapter (of its block, and with the term's words among their
     entries, where there are such), the others of other chapters; equally often within each chapter
     and part. Difficulty is `_difficulty`, evenly spread over each chapter and part. Terms alike
     (Jaccard >= 0.5) under one answer all go to the same part.
@@ -121,7 +122,7 @@ def build(seed: int = 0) -> Dataset:
     for chapter, label in CHAPTERS.items():
         parts = _split([t for t in terms if tree.chapter[t.answer] == chapter], rng)
         for split, part in parts.items():
-            levels = _balanced(len(part), WRONG + 1, rng)
+            levels = _balanced(len(part), MOST_NEAR + 1, rng)
             places = _balanced(len(part), WRONG + 1, rng)
             difficulty = _difficulty(part, levels, tree)
             for term, near, place, hard in zip(part, levels, places, difficulty, strict=True):
@@ -258,7 +259,7 @@ def _difficulty(terms: list[Term], near: list[int], tree: Classification) -> lis
 
     Three things that the classification knows make a question hard: wrong options that lie near
     the right one; a right one that is a residual category ("Other disorders of ..."); and one with
-    few listed terms, so of which little is said. They add up as share near + residual / 2 - rank by
+    few listed terms, so of which little is said. They add up as near / 2 + residual / 2 - rank by
     listed terms / 2. The weights were fixed on 943 training questions (seed 0), where the rank
     correlation with the loss of the untuned SmolLM2-135M was 0.10 for nearness alone and 0.18 for
     the sum; `lessonplan report` states it for the questions of a study.
@@ -268,7 +269,7 @@ def _difficulty(terms: list[Term], near: list[int], tree: Classification) -> lis
     listed = Counter(category for _, category in tree.listed)
     said = rankdata([listed[term.answer] for term in terms]) / len(terms)
     hard = [
-        level / WRONG + bool(RESIDUAL.search(tree.description[term.answer])) / 2 - rank / 2
+        level / MOST_NEAR + bool(RESIDUAL.search(tree.description[term.answer])) / 2 - rank / 2
         for term, level, rank in zip(terms, near, said, strict=True)
     ]
     return [float(rank - 0.5) / len(terms) for rank in rankdata(hard, method="ordinal")]
@@ -335,7 +336,7 @@ def _can_be_near(term: Term, answers: list[str], tree: Classification) -> bool:
     """Say whether a chapter has enough wrong options that share no word with the term."""
     asked, chapter = _stems(term.text), tree.chapter[term.answer]
     near = (a for a in answers if tree.chapter[a] == chapter and a != term.answer)
-    return sum(asked.isdisjoint(_stems(tree.description[a])) for a in near) >= WRONG
+    return sum(asked.isdisjoint(_stems(tree.description[a])) for a in near) >= MOST_NEAR
 
 
 def _unlikeness(answers: list[str], tree: Classification) -> dict[str, NDArray[np.float64]]:
