@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from lessonplan.data.questions import (
-    DATASETS,
     Reading,
     folds,
     load_questions,
@@ -11,6 +10,7 @@ from lessonplan.data.questions import (
     read_questions,
     sample,
 )
+from lessonplan.data.sources import DATASETS
 from lessonplan.data.tables import (
     count_rows,
     read_columns,

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lessonplan import seeds
+from lessonplan.data.features import question_features
 from lessonplan.errors import InputError
 
 if TYPE_CHECKING:
@@ -107,8 +108,6 @@ def build(seed: int = 0) -> Dataset:
         InputError: the package `simple-icd-10-cm` is missing.
     """
     from datasets import Dataset, Value
-
-    from lessonplan.data.questions import question_features
 
     tree = _classification()
     rng = seeds.stream(seed, "icd10cm")

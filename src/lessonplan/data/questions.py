@@ -11,7 +11,6 @@ import math
 import os
 import re
 import warnings
-import zipfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,26 +22,12 @@ from numpy.typing import NDArray
 
 from lessonplan import seeds
 from lessonplan.data import icd10cm, tables
+from lessonplan.data.features import COLUMNS, question_features
+from lessonplan.data.sources import Raw, open_dataset, open_named, open_path
 from lessonplan.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-COLUMNS = ("id", "question", "options", "answer", "category", "difficulty")
-
-# What `lessonplan datasets` lists.
-DATASETS = {
-    "icd10cm": "built in: about 2,000 questions on ICD-10-CM, five options, chapter as category",
-    "medmcqa": "hub openlifescienceai/medmcqa: Indian medical entrance exams, four options",
-    "medqa": "hub GBaker/MedQA-USMLE-4-options: US licensing exam, four options",
-    "medqa-5": "hub bigbio/med_qa: US licensing exam, five options",
-    "lek": "Polish final exam in English, five options; not public, pass your own CSV file",
-}
-HUB = {
-    "medmcqa": "openlifescienceai/medmcqa",
-    "medqa": "GBaker/MedQA-USMLE-4-options",
-    "medqa-5": "bigbio/med_qa",
-}
 
 # Our column -> theirs. Where a format has no own name for id, category or difficulty, a column of
 # that very name is used if there is one.
@@ -65,25 +50,6 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 REQUIRED = ("question", "options", "answer")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-
-def question_features() -> Any:
-    """Return the columns of a question set and their types, as `datasets.Features`.
-
-    Also to be had as ``QUESTION_FEATURES``.
-    """
-    from datasets import Features, List, Value
-
-    return Features(
-        {
-            "id": Value("string"),
-            "question": Value("string"),
-            "options": List(Value("string")),
-            "answer": Value("int64"),
-            "category": Value("string"),
-            "difficulty": Value("float64"),
-        }
-    )
 
 
 def __getattr__(name: str) -> Any:
@@ -110,16 +76,6 @@ class Reading:
     rows: int
     dropped: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Raw:
-    """A source before it is understood: columns as lists, and how to speak of it."""
-
-    table: tables.Table
-    source: str
-    preset: str | None = None
-    original: Any = None  # the Dataset itself, whose kept columns keep their types
 
 
 def load_questions(
@@ -205,11 +161,11 @@ def read_questions(
             if columns or format != "auto" or answer_base is not None:
                 raise InputError("icd10cm is built in: columns, format, answer_base do not apply.")
             return _read_bank(split, keep, seed)
-        raw = _open_named(name, split)
+        raw = open_named(name, split)
     elif isinstance(source, (str, os.PathLike)):
-        raw = _open_path(Path(source), split)
+        raw = open_path(Path(source), split)
     else:
-        raw = _open_dataset(source, split, "the dataset")
+        raw = open_dataset(source, split, "the dataset")
     return _understand(raw, columns or {}, format, bad_rows, keep, answer_base)
 
 
@@ -296,157 +252,6 @@ def _read_bank(split: str | None, keep: Sequence[str], seed: int) -> Reading:
     source = f"icd10cm (built in, seed {seed}, {icd10cm.version()})"
     further = [name for name in dict.fromkeys(keep) if name not in COLUMNS]
     return Reading(bank.select_columns([*COLUMNS, *further]), source, len(bank))
-
-
-def _open_named(name: str, split: str | None) -> Raw:
-    """Open what is no existing path: a preset or something on the hub."""
-    if name == "lek":
-        raise InputError(
-            "lek is not public, so it cannot be loaded by name. Pass your CSV file with the "
-            "columns prompt, A, B, C, D, E, Answer, Category, Difficulty (the share of test takers "
-            "who answered right)."
-        )
-    if name == "medqa-5":
-        return _open_medqa_5(split)
-    if name in HUB:
-        return _open_hub(HUB[name], split, name)
-    address = re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)(?:/(.+))?", name)
-    if address and address[2]:
-        path = _download(address[1], address[2], name)
-        return Raw(tables.read_table(path), name)
-    if address:
-        return _open_hub(address[1], split, name)
-    if tables.table_format(name) is None and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return _open_hub(name, split, name)
-    folder = Path(name).parent
-    siblings = [str(folder / p.name) for p in folder.iterdir()] if folder.is_dir() else []
-    raise InputError(
-        f"There is no file {name}, nor a data set of that name."
-        f"{nearest(name, [*DATASETS, *siblings])} Known by name are {', '.join(DATASETS)}; a data "
-        f"set on the Hugging Face hub is given as owner/name."
-    )
-
-
-def _open_path(path: Path, split: str | None) -> Raw:
-    if path.is_dir():
-        return _open_hub(str(path), split, str(path))
-    if split is not None:
-        raise InputError(f"{path} is one file and has no splits; leave out split={split!r}.")
-    return Raw(tables.read_table(path), str(path))
-
-
-def _open_hub(repository: str, split: str | None, name: str) -> Raw:
-    """Load a hub repository, or a local folder in the hub's layout."""
-    import datasets
-
-    try:
-        parts = datasets.load_dataset(repository)
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise InputError(
-            f"{name}: the Hugging Face hub has no data set {repository} that you may read. "
-            f"({_first_line(error)})"
-        ) from error
-    except (OSError, ValueError, RuntimeError) as error:
-        if Path(repository).is_dir():
-            raise InputError(f"The folder {repository} cannot be read: {_first_line(error)}") from (
-                error
-            )
-        raise _unreachable(name, repository, error) from error
-    raw = _open_dataset(parts, split, name)
-    return Raw(raw.table, raw.source, preset=name if name in HUB else None, original=raw.original)
-
-
-def _open_dataset(dataset: Any, split: str | None, source: str) -> Raw:
-    import datasets
-
-    if isinstance(dataset, dict):  # a DatasetDict
-        if split is None and len(dataset) == 1:
-            split = next(iter(dataset))
-        if split not in dataset:
-            found = "several splits" if split is None else f"no split {split!r}"
-            raise InputError(
-                f"{source} has {found}.{nearest(split or '', dataset)} "
-                f"Say which one with split: {', '.join(dataset)}."
-            )
-        dataset, source = dataset[split], f"{source} ({split})"
-    elif split is not None:
-        raise InputError(f"{source} has no splits; leave out split={split!r}.")
-    if not isinstance(dataset, datasets.Dataset):
-        raise InputError(
-            f"{source}: expected a path, a name or a datasets.Dataset, found "
-            f"{type(dataset).__name__}."
-        )
-    plain = dataset.with_format(None)
-    columns = {}
-    for name in plain.column_names:
-        values, feature = list(plain[name]), plain.features[name]
-        # Publishers store categories as class numbers. Answers are numbers by nature, and -1, a
-        # missing answer, has no name.
-        if isinstance(feature, datasets.ClassLabel) and name != FORMATS["medmcqa"]["answer"]:
-            values = [None if v is None or v < 0 else feature.int2str(v) for v in values]
-        columns[name] = values
-    return Raw(tables.Table(columns, None), source, original=plain)
-
-
-def _open_medqa_5(split: str | None) -> Raw:
-    """Read five-option MedQA out of the archive of its repository.
-
-    Its loading script is never run (`datasets` runs none any more); the publisher's files are in
-    the archive.
-    """
-    files = {"train": "train", "validation": "dev", "test": "test"}
-    if split not in files:
-        found = "several splits" if split is None else f"no split {split!r}"
-        raise InputError(
-            f"medqa-5 has {found}.{nearest(split or '', files)} "
-            f"Say which one with split: {', '.join(files)}."
-        )
-    archive = _download(HUB["medqa-5"], "data_clean.zip", "medqa-5")
-    wanted = f"questions/US/{files[split]}.jsonl"
-    try:
-        with zipfile.ZipFile(archive) as packed:
-            member = next((n for n in packed.namelist() if n.endswith(wanted)), None)
-            if member is None:
-                raise InputError(
-                    f"medqa-5: data_clean.zip of {HUB['medqa-5']} holds no {wanted} any more. "
-                    f"Pass that file as a local file instead."
-                )
-            raw = packed.read(member)
-    except zipfile.BadZipFile as error:
-        raise InputError(f"medqa-5: {archive} is not a zip archive.") from error
-    table = tables.parse_json_lines(raw.decode("utf-8-sig"), Path(member))
-    return Raw(table, f"medqa-5 ({split})", preset="medqa-5")
-
-
-def _download(repository: str, filename: str, name: str) -> Path:
-    import huggingface_hub
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    try:
-        return Path(huggingface_hub.hf_hub_download(repository, filename, repo_type="dataset"))
-    except LocalEntryNotFoundError as error:  # neither in the cache nor to be reached
-        raise _unreachable(name, repository, error) from error
-    except (EntryNotFoundError, RepositoryNotFoundError) as error:
-        raise InputError(f"{name}: the hub has no file {filename} in {repository}.") from error
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _unreachable(name, repository, error) from error
-
-
-def _unreachable(name: str, repository: str, error: Exception) -> InputError:
-    return InputError(
-        f"{name}: the Hugging Face hub could not give the data set {repository} "
-        f"({type(error).__name__}: {_first_line(error)}). If you have no connection, download the "
-        f"file elsewhere and pass its path (.jsonl, .json, .csv, .parquet, or a folder as on the "
-        f"hub) instead of the name."
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # ---- From columns to questions -------------------------------------------------------------------
