@@ -181,7 +181,7 @@ BAD = {
     ),
     "more tokens than the model reads": (
         "study study.yaml -o NEW --set recipe.max_tokens=1000",
-        "recipe.max_tokens is 1000, but tiny reads at most 512",
+        "max_tokens is 1000, but tiny reads at most 512",
     ),
     "another study": ("study other.yaml -o out", "holds another study ('small', not 'other')"),
     "other files": ("study study.yaml -o full", "not empty and holds no study"),

@@ -237,9 +237,6 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s.,;:?!'\"’“”()\[\]{}…–—-]", text.casefold())
 
 
-# ---- Sources -------------------------------------------------------------------------------------
-
-
 def _read_bank(split: str | None, keep: Sequence[str], seed: int) -> Reading:
     bank = icd10cm.build(seed)
     if split is not None:
@@ -252,9 +249,6 @@ def _read_bank(split: str | None, keep: Sequence[str], seed: int) -> Reading:
     source = f"icd10cm (built in, seed {seed}, {icd10cm.version()})"
     further = [name for name in dict.fromkeys(keep) if name not in COLUMNS]
     return Reading(bank.select_columns([*COLUMNS, *further]), source, len(bank))
-
-
-# ---- From columns to questions -------------------------------------------------------------------
 
 
 def _understand(

@@ -45,7 +45,12 @@ def scoring_rows(
     texts = unconditional_texts(questions, template=scoring.template)
     place = {c: (i, k) for i, text in enumerate(texts) for k, c in enumerate(text.continuations)}
     return rows, Unconditional(
-        token_rows(tokenizer, texts, max_tokens=max_tokens),
+        token_rows(
+            tokenizer,
+            texts,
+            max_tokens=max_tokens,
+            names=[f"{name} with the option {text.continuations[0]!r}" for text in texts],
+        ),
         [np.array([place[option] for option in options]) for options in questions["options"]],
     )
 
@@ -79,7 +84,7 @@ def predictions(
     part = np.arange(len(rows)) if part is None else part
     sums, tokens = engine.score(rows, hidden, part)
     alone = None
-    if unconditional is not None:
+    if unconditional is not None and len(part):
         asked = np.unique(np.concatenate([unconditional.place[i][:, 0] for i in part]))
         found = engine.score(unconditional.rows, hidden_unconditional, asked)[0]
         by_row = dict(zip(asked.tolist(), found, strict=True))
@@ -135,13 +140,15 @@ def evaluate(
     import torch
 
     from lessonplan.models.engine import Engine
-    from lessonplan.models.loading import load
+    from lessonplan.models.loading import check_length, load, resolve
     from lessonplan.models.lora import load_adapter
 
     scoring, recipe = scoring or Scoring(), recipe or Recipe()
     torch.set_num_threads(recipe.threads)
+    folder = resolve(model)
+    check_length(folder, recipe.max_tokens, model)
     loaded = load(
-        model,
+        str(folder),
         dtype=recipe.dtype,
         quantization=recipe.quantization,
         device=recipe.device,

@@ -111,6 +111,18 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def check_length(folder: Path, max_tokens: int, name: str) -> None:
+    """Refuse to feed a model more tokens than it was made for.
+
+    Raises:
+        InputError: `max_tokens` is above the context that the model's configuration states.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    context = (config | config.get("text_config", {})).get("max_position_embeddings")
+    if context and max_tokens > context:
+        raise InputError(f"max_tokens is {max_tokens}, but {name} reads at most {context}.")
+
+
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """Return the fast tokenizer of a model folder.
 

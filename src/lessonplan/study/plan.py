@@ -25,7 +25,7 @@ from lessonplan.errors import InputError, nearest
 from lessonplan.evaluation.predict import Unconditional, scoring_rows
 from lessonplan.labels import read_answers
 from lessonplan.models import NUMERICS
-from lessonplan.models.loading import fingerprint, load_tokenizer, resolve
+from lessonplan.models.loading import check_length, fingerprint, load_tokenizer, resolve
 from lessonplan.models.rows import (
     Row,
     points_elsewhere,
@@ -296,11 +296,7 @@ def _model_plan(
     recipe = model_recipe(study, spec)
     folder = resolve(spec.model)
     tokenizer = load_tokenizer(folder, trust_remote_code=spec.trust_remote_code)
-    context = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
-    if context and recipe.max_tokens > context:
-        raise InputError(
-            f"recipe.max_tokens is {recipe.max_tokens}, but {spec.title} reads at most {context}."
-        )
+    check_length(folder, recipe.max_tokens, spec.title)
     rows = {s.name: _row_set(study, recipe, tokenizer, s) for s in training + evaluation}
     for row_set in rows.values():
         cut = sum(row.cut > 0 for row in row_set.score)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lessonplan.errors import InputError
 from lessonplan.models.engine import Engine
-from lessonplan.models.loading import Model, load
+from lessonplan.models.loading import Model, check_length, load, resolve
 from lessonplan.models.lora import Adapter, add_adapter
 from lessonplan.models.rows import question_texts, token_rows
 from lessonplan.orders import STRATEGIES, order
@@ -26,8 +26,10 @@ def prepare(
     import torch
 
     torch.set_num_threads(recipe.threads)
+    folder = resolve(model)
+    check_length(folder, recipe.max_tokens, model)
     loaded = load(
-        model,
+        str(folder),
         dtype=recipe.dtype,
         quantization=recipe.quantization,
         device=recipe.device,
