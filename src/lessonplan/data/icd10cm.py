@@ -367,16 +367,20 @@ def _plain(text: str) -> str:
     return re.sub(r"\s+([,;])", r"\1", " ".join(text.split())).strip(" .,;:-")
 
 
-def _words(text: str) -> list[str]:
+@cache
+def _words(text: str) -> tuple[str, ...]:
     """Return the words without case, accents, punctuation and possessive s."""
     return _tokens(re.sub(r"['’]s\b", "", text, flags=re.IGNORECASE))
 
 
-def _tokens(text: str) -> list[str]:
+@cache
+def _tokens(text: str) -> tuple[str, ...]:
     text = unicodedata.normalize("NFKD", text.casefold())
-    return re.findall(r"[a-z0-9]+", "".join(c for c in text if not unicodedata.combining(c)))
+    plain = "".join(c for c in text if not unicodedata.combining(c))
+    return tuple(re.findall(r"[a-z0-9]+", plain))
 
 
+@cache
 def _key(text: str) -> tuple[str, ...]:
     """Return what two terms have in common that differ in case, punctuation or word order alone."""
     return tuple(sorted(_words(text)))

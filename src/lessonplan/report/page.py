@@ -107,7 +107,7 @@ def _facts(record: Record, analysis: Analysis) -> str:
     if record.runs_planned:
         parts.append(f"{record.runs_done} of {record.runs_planned} runs")
     if record.seconds:
-        parts.append(_duration(record.seconds))
+        parts.append(f"{_duration(record.seconds)} of computing")
     return " · ".join(parts)
 
 

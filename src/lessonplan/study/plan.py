@@ -340,7 +340,7 @@ def _tuned_runs(
 ) -> Iterator[Run]:
     order_seed = seed if study.order_seed is None else study.order_seed
     training_seed = seed if study.training_seed is None else study.training_seed
-    n = len(questions.questions)
+    n, answers = len(questions.questions), questions.questions["answer"][:]
     for fold in [None] if questions.fold is None else range(int(questions.fold.max()) + 1):
         shown = np.arange(n) if questions.fold is None else np.flatnonzero(questions.fold != fold)
         labels = {
@@ -389,9 +389,7 @@ def _tuned_runs(
             "rows": rows_digest([train_rows[i] for i in order]),
             # The lower layers are computed over the whole set; its padding enters the last digits.
             "set": rows_digest(train_rows),
-            "answers": [questions.questions["answer"][i] for i in order]
-            if model.recipe.loss == "choice"
-            else None,
+            "answers": [answers[i] for i in order] if model.recipe.loss == "choice" else None,
             "training_seed": training_seed,
         }
         yield Run(
