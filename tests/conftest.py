@@ -80,6 +80,12 @@ def tiny_tokenizer():
     )
 
 
+@pytest.fixture(scope="session")
+def byte_tokenizer():
+    """The tokenizer of the small models."""
+    return tiny_tokenizer()
+
+
 def build_tiny(kind: str, folder: Path) -> Path:
     """Write a random model whose weights are large enough for its scores to differ."""
     import torch

@@ -200,6 +200,11 @@ def load(
     _nothing_missing(report, folder)
     if quantization == "none":
         network = network.to(device)
+    for module in network.modules():
+        # bitsandbytes repacks 4-bit weights at the first pass without gradients on a CPU, into a
+        # kernel that has no backward pass and passes no gradient on.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     network.requires_grad_(False)
     return Model(name, network.eval(), tokenizer, fingerprint(folder))
 
