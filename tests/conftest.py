@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -12,7 +13,26 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+ENGINE_TESTS = ("models", "training", "evaluation")
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "gpt_neox")
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_own_cache(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Tests of the engine run on one thread; fast ones with a cache of their own."""
+    if request.path.parent.name not in ENGINE_TESTS:
+        yield
+        return
+    import torch
+
+    if "slow" not in request.keywords:
+        monkeypatch.setenv("LESSONPLAN_CACHE", str(tmp_path / "cache"))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
