@@ -160,14 +160,13 @@ def order(
             labels[kind] = questions[name][:]
         elif column is not None:
             labels[kind] = read_columns(data, [column])[column]
-    categories = _listed(category_order, labels.get("category"))
     permutation = make_order(
         strategy,
         count_rows(data) if questions is None else len(questions),
         seed=seed,
         blocks="band" if blocks == "band" else _integer("--blocks", blocks),
         bands=None if bands is None else _bands(bands),
-        category_order=categories,
+        category_order=category_order.split(",") if "," in category_order else category_order,
         hardest_first=hardest_first,
         epochs=epochs,
         each=each,  # type: ignore[arg-type]
@@ -354,14 +353,6 @@ def _bands(text: str) -> int | list[float]:
         raise InputError(
             f"--bands takes a number, or thresholds as 0.3,0.6, not {text!r}."
         ) from None
-
-
-def _listed(category_order: str, category: Any) -> Any:
-    """Return a listed category order as its categories are: text, or whole numbers."""
-    if "," not in category_order:
-        return category_order
-    known = {str(name): name for name in ([] if category is None else category)}
-    return [known.get(name, name) for name in category_order.split(",")]
 
 
 def _integer(option: str, text: str) -> int:

@@ -21,3 +21,9 @@ def nearest(name: str, known: Iterable[object]) -> str:
         return ""
     original = next(str(k) for k in known if str(k).lower() == matches[0])
     return f" Did you mean {original!r}?"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 COLUMNS = ("id", "question", "options", "answer", "category", "difficulty")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def question_features() -> Any:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from lessonplan import seeds
 from lessonplan.data import icd10cm, tables
-from lessonplan.data.features import COLUMNS, question_features
+from lessonplan.data.features import COLUMNS, LETTERS, question_features
 from lessonplan.data.sources import Raw, open_dataset, open_named, open_path
 from lessonplan.errors import InputError, nearest
 
@@ -49,7 +49,6 @@ FORMATS: dict[str, dict[str, Any]] = {
     "columns": {"question": "question", "options": "options", "answer": "answer"},
 }
 REQUIRED = ("question", "options", "answer")
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def __getattr__(name: str) -> Any:

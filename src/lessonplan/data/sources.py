@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lessonplan.data import tables
-from lessonplan.errors import InputError, nearest
+from lessonplan.errors import InputError, first_line, nearest
 
 # What `lessonplan datasets` lists.
 DATASETS = {
@@ -82,11 +82,11 @@ def _open_hub(repository: str, split: str | None, name: str) -> Raw:
     except datasets.exceptions.DatasetNotFoundError as error:
         raise InputError(
             f"{name}: the Hugging Face hub has no data set {repository} that you may read. "
-            f"({_first_line(error)})"
+            f"({first_line(error)})"
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
         if Path(repository).is_dir():
-            raise InputError(f"The folder {repository} cannot be read: {_first_line(error)}") from (
+            raise InputError(f"The folder {repository} cannot be read: {first_line(error)}") from (
                 error
             )
         raise _unreachable(name, repository, error) from error
@@ -177,11 +177,7 @@ def _download(repository: str, filename: str, name: str) -> Path:
 def _unreachable(name: str, repository: str, error: Exception) -> InputError:
     return InputError(
         f"{name}: the Hugging Face hub could not give the data set {repository} "
-        f"({type(error).__name__}: {_first_line(error)}). If you have no connection, download the "
+        f"({type(error).__name__}: {first_line(error)}). If you have no connection, download the "
         f"file elsewhere and pass its path (.jsonl, .json, .csv, .parquet, or a folder as on the "
         f"hub) instead of the name."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lessonplan.data import tables
+from lessonplan.data.features import LETTERS
 from lessonplan.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 KEYS = ("id", "line")  # line: 0-based row number, which is the id of questions that came without
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import platformdirs
 from filelock import FileLock
 
-from lessonplan.errors import InputError, nearest
+from lessonplan.errors import InputError, first_line, nearest
 from lessonplan.models.presets import PRESETS, Preset
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -135,7 +135,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise InputError(
-            f"The tokenizer in {folder} cannot be loaded: {_first_line(error)}"
+            f"The tokenizer in {folder} cannot be loaded: {first_line(error)}"
         ) from error
     if not tokenizer.is_fast:
         raise InputError(
@@ -195,7 +195,7 @@ def load(
             )
         except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
             raise InputError(
-                f"The model in {folder} cannot be loaded: {_first_line(error)}"
+                f"The model in {folder} cannot be loaded: {first_line(error)}"
             ) from error
     _nothing_missing(report, folder)
     if quantization == "none":
@@ -255,7 +255,7 @@ def _from_hub(repository: str) -> Path:
     except Exception as error:  # the hub client raises a dozen unrelated types, httpx's among them
         raise InputError(
             f"The Hugging Face hub did not give {repository}: {type(error).__name__}: "
-            f"{_first_line(error)} Check the name and the network (and `hf auth login` for gated "
+            f"{first_line(error)} Check the name and the network (and `hf auth login` for gated "
             "models), or give a local folder."
         ) from error
 
@@ -303,7 +303,7 @@ def _convert(parts: list[Path], scratch: Path) -> None:
             )
         except Exception as error:  # a broken file fails wherever its bytes happen to lead
             raise InputError(
-                f"The GGUF file {whole} cannot be read: {_first_line(error)}"
+                f"The GGUF file {whole} cannot be read: {first_line(error)}"
             ) from error
         _nothing_missing(report, whole)
         # The weights are plain float32 now; Transformers would refuse to save them as GGUF.
@@ -354,8 +354,3 @@ def _quiet(transformers_logging: Any) -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -15,10 +15,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lessonplan.data.features import LETTERS
 from lessonplan.errors import InputError
 
 Form = Literal["cloze", "letter"]
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # The paper's prompt (Yang et al. 2024, arXiv 2408.07888): a parameter of the experiment.
 LETTER_PROMPT = (

@@ -356,10 +356,7 @@ def _tuned_runs(
                 seed=order_seed,
                 blocks=arm.blocks,
                 bands=arm.bands,
-                # Categories are text here, also where they look like numbers.
-                category_order=[str(name) for name in arm.category_order]
-                if isinstance(arm.category_order, list)
-                else arm.category_order,
+                category_order=arm.category_order,
                 hardest_first=arm.hardest_first,
                 epochs=model.recipe.epochs,
                 each=model.recipe.each,
