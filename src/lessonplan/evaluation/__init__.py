@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from lessonplan.evaluation.outcomes import Curve, LabelCheck, OrderPicture, Outcome, Record
+from lessonplan.evaluation.outcomes import (
+    Curve,
+    LabelCheck,
+    LabelSource,
+    OrderPicture,
+    Outcome,
+    Record,
+)
 from lessonplan.evaluation.scores import accuracy, choose, option_scores, weighted_f1
 
 __all__ = [
     "Curve",
     "LabelCheck",
+    "LabelSource",
     "OrderPicture",
     "Outcome",
     "Record",

@@ -113,13 +113,39 @@ class LabelCheck:
 
 
 @dataclass(frozen=True)
+class LabelSource:
+    """A label of a training set under one source.
+
+    Attributes:
+        kind: "difficulty" or "category".
+        source: what the study file calls it ("human", "llm", "cluster", ...).
+        origin: how it was made, in words ("column 'subject_name'", "probability of the right
+            option, smollm2-135m, cloze").
+        values: float64 ``[n]`` difficulties (0 easiest, 1 hardest), or n categories; NaN or None
+            where a question has none.
+        answers: int64 ``[n]`` index of the right option.
+        place: float64 ``[n, 2]``, each question's place on a map on which like lies near like;
+            None where there is no map.
+    """
+
+    training: str
+    kind: str
+    source: str
+    origin: str
+    values: FloatArray | list[str | None]
+    answers: NDArray[np.int64]
+    place: FloatArray | None = None
+
+
+@dataclass(frozen=True)
 class Record:
     """All that a report says, read from a study folder or made from a table of results.
 
     Attributes:
         title: the study's name.
         outcomes: one for each model and evaluation set.
-        orders, label_checks: pictures and diagnostics; empty for a bare table of results.
+        orders, label_checks, label_sources: pictures and diagnostics; empty for a bare table of
+            results.
         config: the study file as resolved (YAML text); "" for a bare table.
         recipe: what to print about the fine-tuning, label -> text, in order.
         versions: library -> versions seen over all runs (more than one is a mixture).
@@ -134,6 +160,7 @@ class Record:
     outcomes: list[Outcome]
     orders: list[OrderPicture] = field(default_factory=list)
     label_checks: list[LabelCheck] = field(default_factory=list)
+    label_sources: list[LabelSource] = field(default_factory=list)
     config: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, list[str]] = field(default_factory=dict)
