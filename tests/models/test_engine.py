@@ -192,8 +192,8 @@ def test_a_graph_is_walked_once_only() -> None:
 
 
 def test_mask_by_hand() -> None:
-    row = torch.tensor([[0, 0, 0, 0, 0, 1, 1, -1]])
-    branch = torch.tensor([[0, 0, 1, 1, 2, 0, 1, 0]])
+    # A row of five tokens (0 1 are shared, 2 3 and 4 are options), a row of two, and padding.
+    end = torch.tensor([[5, 5, 4, 4, 5, 7, 7, 0]])
     seen = [
         [1, 0, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0, 0],
@@ -204,7 +204,7 @@ def test_mask_by_hand() -> None:
         [0, 0, 0, 0, 0, 1, 1, 0],
         [0, 0, 0, 0, 0, 0, 0, 1],
     ]
-    assert tree_mask(row, branch)[0, 0].int().tolist() == seen
+    assert tree_mask(end)[0, 0].int().tolist() == seen
 
 
 def test_padding_and_neighbours_change_nothing(tiny_llama: Path, rows) -> None:
@@ -218,13 +218,30 @@ def test_padding_and_neighbours_change_nothing(tiny_llama: Path, rows) -> None:
         with torch.no_grad():
             before = network.base_model(batch.ids, **attention, use_cache=False)[0]
             for k in range(len(rows)):
-                other = (batch.row != k) | (batch.branch > 1)
+                # All but the text that ends with the row's last token.
+                own = batch.row == k
+                other = ~own | (batch.end < batch.end[own].max())
                 ids = torch.where(other, (batch.ids + 7) % 300, batch.ids)
                 after = network.base_model(ids, **attention, use_cache=False)[0]
                 kept = ~other
                 assert torch.equal(before[kept], after[kept])
                 assert not torch.equal(before[other], after[other])
         assert mask.any(-1).all()  # no query without a key
+
+
+def test_what_options_share_stands_once_and_changes_nothing(tiny_llama: Path, tokenizer) -> None:
+    """Options that begin alike, two levels deep, against one plain pass an option."""
+    options = ["the disease of A one", "the disease of A two", "the disease is B", "C the disease"]
+    text = Text("Question: ", "Which is it?", "\nAnswer:", options)
+    (row,) = token_rows(tokenizer, [text], max_tokens=400)
+    fed = [len(tokenizer(f"{text.prompt} {option}")["input_ids"]) - 1 for option in options]
+    prompt = len(tokenizer(text.prompt)["input_ids"])
+    assert len(row) < prompt + sum(fed) - prompt * len(options)
+    network = tiny(tiny_llama)
+    engine = quiet_engine(network)
+    assert engine.sharing
+    with torch.no_grad():
+        close(engine.score([row])[0], plain_sums(network, tokenizer, [text]))
 
 
 def test_letters_have_the_models_next_token_probabilities(tiny_llama: Path, tokenizer) -> None:

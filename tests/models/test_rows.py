@@ -59,8 +59,6 @@ def check(tokenizer, text: Text, row) -> None:
     """Every option's tokens and scored tokens are those of the one string, encoded plainly."""
     assert row.n_options == len(text.continuations)
     assert row.lengths.tolist() == [len(c.encode("utf-8")) for c in text.continuations]
-    prefix = (row.branch == 0).sum()
-    assert (row.branch[:prefix] == 0).all()
     for k, continuation in enumerate(text.continuations):
         whole = text.before + text.question + text.after + " " + continuation
         encoded = tokenizer(whole, return_offsets_mapping=True)
@@ -71,13 +69,13 @@ def check(tokenizer, text: Text, row) -> None:
             ends.pop()
         beyond = len(whole) - len(" " + continuation)
         expected = [j for j, end in enumerate(ends) if end > beyond]
-        # The fed tokens of this option: all but the last, in their own positions.
-        mine = np.flatnonzero((row.branch == 0) | (row.branch == k + 1))
-        assert row.ids[mine][: len(tokens) - 1].tolist() == tokens[:-1]
-        assert len(mine) == max(len(tokens) - 1, prefix)
+        # What the last one read sees: all tokens but the last, in their own positions.
+        of_option = row.option == k
+        last = row.read[of_option].max()
+        mine = np.array([i for i in range(last + 1) if last < row.end[i]])
+        assert row.ids[mine].tolist() == tokens[:-1]
         assert row.positions[mine].tolist() == list(range(len(mine)))
         # The scored ones: each read where the token before it stands.
-        of_option = row.option == k
         assert row.target[of_option].tolist() == [tokens[j] for j in expected]
         reads = row.read[of_option]
         assert row.positions[reads].tolist() == [j - 1 for j in expected]
@@ -123,7 +121,7 @@ def test_the_prefix_is_shared_as_far_as_the_tokens_agree(plain) -> None:
     text = Text("", "Question", ":", ["the disease of A", "the disease of B"])
     (row,) = token_rows(plain, [text], max_tokens=100)
     common = plain("Question: the disease of")["input_ids"]
-    assert row.ids[row.branch == 0].tolist() == common
+    assert row.ids.tolist() == common  # "A" and "B" are only predicted, never fed
     # What all options share is read in the prefix, once for each option.
     assert (np.bincount(row.read) == 2).any()
     check(plain, text, row)
@@ -283,14 +281,14 @@ def test_unconditional_prompt(template: str | None, tail: str) -> None:
 def test_letter_rows_differ_in_the_letter_alone(plain) -> None:
     rows = token_rows(plain, question_texts(bank(), "letter"), max_tokens=400)
     for row, k in zip(rows, (2, 3), strict=True):
-        assert len(row) == (row.branch == 0).sum()  # one token a letter: no branches at all
+        assert (row.end == len(row)).all()  # one token a letter: no branches at all
         assert row.target.tolist() == [plain(f": {x}")["input_ids"][-1] for x in "ABC"[:k]]
 
 
 def test_digest_sees_every_column_and_not_the_cut(plain) -> None:
     (row,) = token_rows(plain, TEXTS[:1], max_tokens=400)
     digests = {rows_digest([row])}
-    for name in ("ids", "positions", "branch", "read", "target", "option", "lengths"):
+    for name in ("ids", "positions", "end", "read", "target", "option", "lengths"):
         changed = getattr(row, name).copy()
         changed[-1] += 1
         digests.add(rows_digest([dataclasses.replace(row, **{name: changed})]))

@@ -2,8 +2,8 @@
 
 Three shortcuts, each checked against the model's own plain pass when an engine is made:
 
-- *prefix sharing*: a question's options are scored in one row; a mask lets each option see the
-  prompt and itself alone;
+- *sharing*: a question's options are scored in one row, a tree of tokens; a mask lets each token
+  see its own text alone;
 - *reading*: the projection to the vocabulary is computed only where an answer's token is predicted;
 - *splitting*: the layers below the lowest tuned one are the same in every run, so their output is
   computed once a row and kept (`Hidden`).
@@ -26,7 +26,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lessonplan.models.rows import Row
+from lessonplan.models.rows import Row, token_tree
 
 # Largest difference in a token's log-probability that counts as "the same" at load, by dtype. In
 # float32 the shortcuts differ from the plain pass by about 1e-6; a wrong mask differs by over 1e-2.
@@ -60,7 +60,8 @@ class Batch:
     """Rows as one tensor, padded to one length or packed end to end, and what is read of them.
 
     Attributes:
-        ids, positions, branch: int64 ``[B, T]``, one row each or, packed, ``[1, T]`` with all rows.
+        ids, positions: int64 ``[B, T]``, one row each or, packed, ``[1, T]`` with all rows.
+        end: int64 ``[B, T]`` where the texts that a token belongs to end; 0 for padding.
         row: int64 ``[B, T]`` which row a token belongs to; -1 for padding.
         spots: int64 ``[U]`` the distinct places read, as indices into ``[B * T]``.
         spot: int64 ``[R]`` for each scored token, which of the spots predicts it.
@@ -71,7 +72,7 @@ class Batch:
 
     ids: Tensor
     positions: Tensor
-    branch: Tensor
+    end: Tensor
     row: Tensor
     spots: Tensor
     spot: Tensor
@@ -234,7 +235,7 @@ class Engine:
             # the model makes by itself is all that is needed.
             return {"attention_mask": (batch.row >= 0).long()}
         config = self.network.config.get_text_config()
-        seen = tree_mask(batch.row, batch.branch)
+        seen = tree_mask(batch.end)
         window = getattr(config, "sliding_window", None)
         if not window or getattr(config, "use_sliding_window", True) is False:
             return {"attention_mask": seen, "position_ids": batch.positions}
@@ -340,14 +341,14 @@ def collate(
     lengths = [len(row) for row in rows]
     shape = (1, sum(lengths)) if packed else (len(rows), max(lengths))
     ids = np.zeros(shape, dtype=np.int64)
-    positions, branch = np.zeros_like(ids), np.zeros_like(ids)
+    positions, end = np.zeros_like(ids), np.zeros_like(ids)
     owner = np.full(shape, -1)
     begins = np.cumsum([0, *lengths[:-1]]) if packed else np.arange(len(rows)) * shape[1]
     for i, (row, begin) in enumerate(zip(rows, begins, strict=True)):
         place = slice(begin, begin + len(row))
         ids.flat[place] = row.ids
         positions.flat[place] = row.positions
-        branch.flat[place] = row.branch
+        end.flat[place] = row.end + (begin if packed else 0)
         owner.flat[place] = i
     spots, spot = np.unique(
         np.concatenate([begin + row.read for row, begin in zip(rows, begins, strict=True)]),
@@ -356,7 +357,7 @@ def collate(
     arrays = (
         ids,
         positions,
-        branch,
+        end,
         owner,
         spots,
         spot,
@@ -367,19 +368,16 @@ def collate(
     return Batch(*(torch.from_numpy(array).to(device) for array in arrays))
 
 
-def tree_mask(row: Tensor, branch: Tensor) -> Tensor:
+def tree_mask(end: Tensor) -> Tensor:
     """Return who sees whom: bool ``[B, 1, T, T]``, queries by keys.
 
-    A token sees what stands before it in its row's shared prefix and in its own branch, and itself
-    (padding, too, so that no row of the softmax is empty).
+    A token sees what stands before it in its own text, and itself (padding, too, so that no row of
+    the softmax is empty).
     """
-    width = row.shape[1]
-    same_row = row[:, :, None] == row[:, None, :]
-    same_branch = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
-    before = torch.ones(width, width, dtype=torch.bool, device=row.device).tril()
-    seen = before & same_row & same_branch & (row >= 0)[:, :, None]
-    seen |= torch.eye(width, dtype=torch.bool, device=row.device)
-    return seen[:, None]
+    place = torch.arange(end.shape[1], device=end.device)
+    query, key = place[:, None], place[None, :]
+    seen = (key <= query) & (query < end[:, None, :])
+    return (seen | (key == query))[:, None]
 
 
 def batches_by_length(rows: Sequence[Row], size: int = SCORING_BATCH) -> Iterator[list[int]]:
@@ -393,20 +391,19 @@ def _alone(row: Row) -> list[Row]:
     """Return a plain row for each option: its own text, from beginning to end."""
     alone = []
     for k in range(row.n_options):
-        mine = np.flatnonzero((row.branch == 0) | (row.branch == k + 1))
-        place = np.full(len(row), -1)
-        place[mine] = np.arange(len(mine))
         scored = row.option == k
+        last = row.read[scored].max()
+        text = np.flatnonzero((np.arange(len(row)) <= last) & (last < row.end))
         alone.append(
             Row(
-                row.ids[mine],
-                row.positions[mine],
-                np.zeros(len(mine), dtype=np.int64),
-                place[row.read[scored]],
-                row.target[scored],
-                np.zeros(int(scored.sum()), dtype=np.int64),
-                1,
-                row.lengths[k : k + 1],
+                ids=row.ids[text],
+                positions=row.positions[text],
+                end=np.full(len(text), len(text)),
+                read=np.searchsorted(text, row.read[scored]),
+                target=row.target[scored],
+                option=np.zeros(int(scored.sum()), dtype=np.int64),
+                n_options=1,
+                lengths=row.lengths[k : k + 1],
             )
         )
     return alone
@@ -452,33 +449,12 @@ def _probe_rows(config: Any) -> list[Row]:
     found = [getattr(config, name, None) for name in windows]
     window = next((w for w in found if isinstance(w, int)), 0)
     longest = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+    long = min(max(window + 4, 6), 1100, longest - 8)
     rows = []
-    for prefix, branches in ((9, (3, 1, 4)), (min(max(window + 4, 6), 1100, longest - 8), (2, 3))):
-        ids = list(rng.integers(vocabulary, size=prefix))
-        positions, branch = list(range(prefix)), [0] * prefix
-        read: list[int] = []
-        target: list[int] = []
-        option: list[int] = []
-        for k, length in enumerate(branches):
-            tokens = list(rng.integers(vocabulary, size=length))
-            read += [prefix - 1, *range(len(ids), len(ids) + length - 1)]
-            target += tokens
-            option += [k] * length
-            ids += tokens[:-1]
-            positions += range(prefix, prefix + length - 1)
-            branch += [k + 1] * (length - 1)
-        columns = [np.array(x) for x in (ids, positions, branch, read, target, option)]
-        ids_, positions_, branch_, read_, target_, option_ = columns
-        rows.append(
-            Row(
-                ids_,
-                positions_,
-                branch_,
-                read_,
-                target_,
-                option_,
-                len(branches),
-                np.array(branches),
-            )
-        )
+    for prefix, endings in ((9, (4, 1, 3)), (long, (2, 3))):
+        texts = [rng.integers(vocabulary, size=prefix + ending).tolist() for ending in endings]
+        for text in texts:
+            text[:prefix] = texts[0][:prefix]
+        texts[-1][prefix] = texts[0][prefix]  # options that begin alike share that, too
+        rows.append(token_tree(texts, [prefix] * len(texts), endings))
     return rows

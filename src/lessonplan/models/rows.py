@@ -1,7 +1,8 @@
-"""Questions as token rows: the prompt once, the options after it as branches.
+"""Questions as token rows: a tree of tokens, in which what several texts begin with stands once.
 
-A row is all that the engine reads. Its shared prefix holds the tokens that every option's text
-begins with; each option's remaining tokens are a branch, which sees the prefix and itself alone.
+A row is all that the engine reads. It holds the texts of all options of a question; each token
+sees those that stand before it in its own text alone. The prompt stands once, and so does what
+some of the options have in common.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -30,12 +31,13 @@ CLOZE_PROMPT = "Question: {question}\nAnswer:"
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One question (or a single answer to it) as tokens.
+    """One question (or a single answer to it) as tokens, parents before children, depth first.
 
     Attributes:
         ids: int64 ``[T]`` token ids that are fed to the model.
         positions: int64 ``[T]`` position of each token in its own text.
-        branch: int64 ``[T]``, 0 in the shared prefix, k + 1 in the branch of option k.
+        end: int64 ``[T]`` where the texts that a token belongs to end: the tokens ``i`` to
+            ``end[i] - 1`` see token i, and no others.
         read: int64 ``[R]`` where the next token's probability is read (an index into `ids`).
         target: int64 ``[R]`` the token that is scored there.
         option: int64 ``[R]`` the option that the scored token belongs to.
@@ -46,7 +48,7 @@ class Row:
 
     ids: NDArray[np.int64]
     positions: NDArray[np.int64]
-    branch: NDArray[np.int64]
+    end: NDArray[np.int64]
     read: NDArray[np.int64]
     target: NDArray[np.int64]
     option: NDArray[np.int64]
@@ -161,26 +163,37 @@ def token_rows(
     Raises:
         InputError: a text is too long even without its question.
     """
-    whole = [f"{text.prompt} {c}" for text in texts for c in text.continuations]
+    return joint_rows(tokenizer, [[text] for text in texts], max_tokens=max_tokens, names=names)
+
+
+def joint_rows(
+    tokenizer: Any,
+    groups: Sequence[Sequence[Text]],
+    *,
+    max_tokens: int,
+    names: Sequence[str] | None = None,
+) -> list[Row]:
+    """Return one row a group of texts about the same question, such as its options rotated.
+
+    The options of a row are the continuations of its texts, text after text. All texts of a group
+    begin alike and are cut alike. Arguments and errors as for `token_rows`.
+    """
+    whole = [full for group in groups for full in _full_texts(group)]
     if not whole:
         return []
-    encoded = tokenizer(
-        whole, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False
-    )
-    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    special = encoded["special_tokens_mask"]
+    encoded = _encoded(tokenizer, whole)
     rows = []
     first = 0
-    for i, text in enumerate(texts):
-        span = range(first, first + len(text.continuations))
-        first = span.stop
-        options = [_without_end(ids[k], offsets[k], special[k]) for k in span]
+    for i, group in enumerate(groups):
+        size = sum(len(text.continuations) for text in group)
+        options = encoded[first : first + size]
+        first += size
         excess = max(len(tokens) for tokens, _ in options) - max_tokens
         if excess > 0:
             name = names[i] if names is not None else f"text {i}"
-            rows.append(_cut_row(tokenizer, text, excess, options, max_tokens, name))
+            rows.append(_cut_row(tokenizer, group, excess, options, max_tokens, name))
         else:
-            rows.append(_row(text, options, cut=0))
+            rows.append(_row(group, options, cut=0))
     return rows
 
 
@@ -191,7 +204,7 @@ def rows_digest(rows: Sequence[Row]) -> str:
         for array in (
             row.ids,
             row.positions,
-            row.branch,
+            row.end,
             row.read,
             row.target,
             row.option,
@@ -205,23 +218,47 @@ def rows_digest(rows: Sequence[Row]) -> str:
 Encoded = tuple[list[int], list[tuple[int, int]]]
 
 
-def _without_end(ids: list[int], offsets: list[tuple[int, int]], special: list[int]) -> Encoded:
-    """Drop special tokens that a tokenizer adds at the end: the answer must be followed by none."""
-    end = len(ids)
-    while end > 1 and special[end - 1] and offsets[end - 1] == (0, 0):
-        end -= 1
-    return ids[:end], offsets[:end]
+def _full_texts(group: Sequence[Text]) -> list[str]:
+    return [f"{text.prompt} {c}" for text in group for c in text.continuations]
+
+
+def _encoded(tokenizer: Any, whole: list[str]) -> list[Encoded]:
+    """Return tokens and their characters, without special tokens that a tokenizer adds at the end.
+
+    The answer must be followed by none.
+    """
+    encoded = tokenizer(
+        whole, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False
+    )
+    found = []
+    for ids, offsets, special in zip(
+        encoded["input_ids"],
+        encoded["offset_mapping"],
+        encoded["special_tokens_mask"],
+        strict=True,
+    ):
+        end = len(ids)
+        while end > 1 and special[end - 1] and offsets[end - 1] == (0, 0):
+            end -= 1
+        found.append((ids[:end], offsets[:end]))
+    return found
 
 
 def _cut_row(
-    tokenizer: Any, text: Text, excess: int, options: list[Encoded], max_tokens: int, name: str
+    tokenizer: Any,
+    group: Sequence[Text],
+    excess: int,
+    options: list[Encoded],
+    max_tokens: int,
+    name: str,
 ) -> Row:
     """Cut the question from its beginning until the longest continuation fits."""
-    start, full = len(text.before), text
+    start, full = len(group[0].before), group[0].question
     while True:
         _, offsets = max(options, key=lambda option: len(option[0]))
-        stop = start + len(text.question)
-        if not text.question:
+        question = group[0].question
+        stop = start + len(question)
+        if not question:
             raise InputError(
                 f"{name}: prompt, options and answer alone take {excess} tokens more than the "
                 f"{max_tokens} allowed, even without the question. Raise max_tokens, or leave the "
@@ -230,69 +267,80 @@ def _cut_row(
         inside = [end for begin, end in offsets if begin >= start and start < end <= stop]
         inside = inside or [stop]
         keep_from = inside[min(excess, len(inside)) - 1] - start
-        text = Text(text.before, text.question[keep_from:].lstrip(), text.after, text.continuations)
-        encoded = tokenizer(
-            [f"{text.prompt} {c}" for c in text.continuations],
-            return_offsets_mapping=True,
-            return_special_tokens_mask=True,
-            verbose=False,
-        )
-        options = [
-            _without_end(*entry)
-            for entry in zip(
-                encoded["input_ids"],
-                encoded["offset_mapping"],
-                encoded["special_tokens_mask"],
-                strict=True,
-            )
-        ]
+        question = question[keep_from:].lstrip()
+        group = [replace(text, question=question) for text in group]
+        options = _encoded(tokenizer, _full_texts(group))
         excess = max(len(tokens) for tokens, _ in options) - max_tokens
         if excess <= 0:
-            return _row(text, options, cut=len(full.question) - len(text.question))
+            return _row(group, options, cut=len(full) - len(question))
 
 
-def _row(text: Text, options: list[Encoded], cut: int) -> Row:
-    beyond = len(text.prompt)
-    tokens = [encoded[0] for encoded in options]
-    # The last token of an option is only predicted, never fed; so the prefix ends before it.
-    prefix = min(len(t) for t in tokens) - 1
-    for other in tokens[1:]:
-        same = next((j for j in range(prefix) if tokens[0][j] != other[j]), prefix)
-        prefix = min(prefix, same)
-    ids = list(tokens[0][:prefix])
-    positions = list(range(prefix))
-    branch = [0] * prefix
-    read: list[int] = []
-    target: list[int] = []
-    owner: list[int] = []
-    for k, (option, offsets) in enumerate(options):
-        base = len(ids) - prefix  # where this branch's tokens stand, less their position
-        for j, (_, end) in enumerate(offsets):
-            if end > beyond and j > 0:
-                read.append(j - 1 if j - 1 < prefix else base + j - 1)
-                target.append(option[j])
-                owner.append(k)
-        ids += option[prefix:-1]
-        positions += range(prefix, len(option) - 1)
-        branch += [k + 1] * (len(option) - 1 - prefix)
-    if prefix < 1:
-        raise InputError(f"The prompt {text.prompt!r} has no tokens before the answer.")
-    if len(set(owner)) < len(options):
-        bare = next(c for k, c in enumerate(text.continuations) if k not in owner)
-        raise InputError(f"The option {bare!r} has no tokens of its own after {text.prompt!r}.")
+def _row(group: Sequence[Text], options: list[Encoded], cut: int) -> Row:
+    texts = [(text, c) for text in group for c in text.continuations]
+    scored = []
+    for (text, continuation), (_, offsets) in zip(texts, options, strict=True):
+        beyond = len(text.prompt)
+        first = next((j for j, (_, end) in enumerate(offsets) if end > beyond), len(offsets))
+        if first == len(offsets):
+            raise InputError(
+                f"The option {continuation!r} has no tokens of its own after {text.prompt!r}."
+            )
+        if first == 0:
+            raise InputError(f"The prompt {text.prompt!r} has no tokens before the answer.")
+        scored.append(first)
+    return token_tree(
+        [tokens for tokens, _ in options], scored, [len(c.encode()) for _, c in texts], cut
+    )
 
-    def column(values: list[int]) -> NDArray[np.int64]:
+
+def token_tree(
+    texts: Sequence[Sequence[int]], scored: Sequence[int], lengths: Sequence[int], cut: int = 0
+) -> Row:
+    """Return the row of several token sequences, each an option.
+
+    Args:
+        texts: the tokens of each option's whole text.
+        scored: for each option the first token that is scored, at least 1.
+        lengths, cut: as in `Row`.
+    """
+    # Sorted, texts that begin alike are neighbours: each adds what it does not share with the one
+    # before. The last token of a text is only predicted, never fed.
+    fed = [list(text[:-1]) for text in texts]
+    paths: list[list[int]] = [[]] * len(texts)
+    ids: list[int] = []
+    positions: list[int] = []
+    end: list[int] = []
+    path: list[int] = []
+    for k in sorted(range(len(texts)), key=fed.__getitem__):
+        shared = next(
+            (j for j, place in enumerate(path) if j == len(fed[k]) or ids[place] != fed[k][j]),
+            len(path),
+        )
+        for place in path[shared:]:
+            end[place] = len(ids)
+        new = range(len(ids), len(ids) + len(fed[k]) - shared)
+        path = paths[k] = [*path[:shared], *new]
+        ids += fed[k][shared:]
+        positions += range(shared, len(fed[k]))
+        end += [0] * len(new)
+    for place in path:
+        end[place] = len(ids)
+    read = [place for k, first in enumerate(scored) for place in paths[k][first - 1 :]]
+    target = [token for k, first in enumerate(scored) for token in texts[k][first:]]
+    option = [k for k, first in enumerate(scored) for _ in texts[k][first:]]
+
+    def column(values: Sequence[int]) -> NDArray[np.int64]:
         return np.array(values, dtype=np.int64)
 
     return Row(
         ids=column(ids),
         positions=column(positions),
-        branch=column(branch),
+        end=column(end),
         read=column(read),
         target=column(target),
-        option=column(owner),
-        n_options=len(options),
-        lengths=column([len(c.encode()) for c in text.continuations]),
+        option=column(option),
+        n_options=len(texts),
+        lengths=column(lengths),
         cut=cut,
     )
 
