@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -24,45 +25,192 @@ DIFFICULTY = [s for s in PAPER if STRATEGIES[s].uses_difficulty]
 def labelled(draw, least=0):
     n = draw(st.integers(least, 60))
     category = draw(st.lists(st.sampled_from("abcde"), min_size=n, max_size=n))
-    difficulty = draw(st.lists(st.sampled_from([0.0, 0.25, 0.3, 0.5, 1.0]), min_size=n, max_size=n))
+    difficulty = draw(
+        st.lists(st.sampled_from([-3.5, -0.0, 0.0, 0.25, 0.3, 1e300]), min_size=n, max_size=n)
+    )
     return category, np.array(difficulty)
 
 
-def reference(strategy, category, difficulty, seed, blocks):
+def reference(
+    strategy,
+    category,
+    difficulty,
+    *,
+    seed,
+    blocks=3,
+    bands=None,
+    category_order="drawn",
+    hardest_first=False,
+    epoch=0,
+):
     """The table of strategies in plain Python: sort tuples of keys."""
-    n = len(category)
-    shuffle = [0] * n
-    for rank, row in enumerate(stream(seed, "shuffle", 0).permutation(n)):
-        shuffle[row] = rank
-    names = sorted(set(category))
-    drawn = stream(seed, "category order", 0).permutation(len(names))
-    rank_of = {name: int(drawn[i]) for i, name in enumerate(names)}
-    inner = {
-        "random": lambda i: (shuffle[i],),
-        "blocked": lambda i: (shuffle[i],),
-        "interleaved": lambda i: (shuffle[i],),
-        "curriculum": lambda i: (difficulty[i], shuffle[i]),
-        "blocked_curriculum": lambda i: (difficulty[i], shuffle[i]),
-        "interleaved_curriculum": lambda i: (difficulty[i], shuffle[i]),
-    }[strategy]
-    if strategy in ("random", "curriculum"):
-        return sorted(range(n), key=inner)
-    if strategy in ("blocked", "blocked_curriculum"):
-        return sorted(range(n), key=lambda i: (rank_of[category[i]], *inner(i)))
-    block = {}
-    for name in names:
-        members = sorted((i for i in range(n) if category[i] == name), key=inner)
-        for rank, i in enumerate(members):
-            block[i] = rank * blocks // len(members)
-    return sorted(range(n), key=lambda i: (block[i], rank_of[category[i]], *inner(i)))
+    uses = STRATEGIES[strategy]
+    rows = range(len(category))
+    shuffle = dict(zip(stream(seed, "shuffle", epoch).permutation(len(rows)), rows, strict=True))
+    members = {name: [i for i in rows if category[i] == name] for name in sorted(set(category))}
+    names = list(members)
+    drawn = stream(seed, "category order", epoch).permutation(len(names))
+    of_name = {
+        "drawn": lambda name: int(drawn[names.index(name)]),
+        "alphabetical": names.index,
+        "size": lambda name: (-len(members[name]), name),
+        "difficulty": lambda name: (
+            sum(exact(i) for i in members[name]) / len(members[name]),
+            name,
+        ),
+    }
+    if not isinstance(category_order, str):
+        of_name["listed"], category_order = list(category_order).index, "listed"
+
+    def exact(i):
+        return Fraction(float(difficulty[i]))
+
+    if isinstance(bands, int):
+        bands = np.quantile(difficulty, np.arange(1, bands) / bands) if len(rows) else []
+    hard = [float(x) if bands is None else sum(x >= b for b in bands) for x in difficulty]
+    if hardest_first:
+        hard = [-x for x in hard]
+
+    def inner(i):
+        return (hard[i], shuffle[i]) if uses.uses_difficulty else (shuffle[i],)
+
+    block = dict(enumerate(hard))
+    if blocks != "band":
+        for of_category in members.values():
+            for rank, i in enumerate(sorted(of_category, key=inner)):
+                block[i] = rank * blocks // len(of_category)
+
+    def key(i):
+        turn = (of_name[category_order](category[i]),) if uses.uses_category else ()
+        return ((block[i],) if uses.uses_blocks else ()) + turn + inner(i)
+
+    return sorted(rows, key=key)
 
 
-@given(labelled(), st.sampled_from(PAPER), st.integers(0, 5), st.integers(1, 80))
-def test_every_strategy_is_the_sort_that_its_table_says(labels, strategy, seed, blocks):
+OPTIONS = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 5),
+        "blocks": st.sampled_from([1, 2, 3, 7, 300, 70_000, "band"]),
+        "bands": st.sampled_from([None, 1, 3, [0.3], [-1.0, 0.25, 0.9]]),
+        "category_order": st.sampled_from(
+            ["drawn", "alphabetical", "size", "difficulty", "listed"]
+        ),
+        "hardest_first": st.booleans(),
+    }
+)
+
+
+@settings(max_examples=300)
+@given(labelled(), st.sampled_from(PAPER), OPTIONS)
+def test_every_strategy_is_the_sort_that_its_table_says(labels, strategy, options):
     category, difficulty = labels
-    found = order(strategy, category=category, difficulty=difficulty, seed=seed, blocks=blocks)
+    if options["category_order"] == "listed":
+        options["category_order"] = sorted(set(category), key="dbcae".index)
+    if options["blocks"] == "band" and (
+        options["bands"] is None or not STRATEGIES[strategy].uses_blocks
+    ):
+        options["blocks"] = 3
+    found = order(strategy, category=category, difficulty=difficulty, **options)
     assert found.dtype == np.int64
-    assert found.tolist() == reference(strategy, category, difficulty, seed, blocks)
+    assert found.tolist() == reference(strategy, category, difficulty, **options)
+
+
+@given(labelled(), st.sampled_from(PAPER), st.integers(1, 3))
+def test_every_pass_drawn_anew_is_the_sort_of_its_epoch(labels, strategy, epochs):
+    category, difficulty = labels
+    found = order(
+        strategy, category=category, difficulty=difficulty, epochs=epochs, each="anew", seed=2
+    )
+    for epoch, one_pass in enumerate(found.reshape(epochs, len(category))):
+        expected = reference(strategy, category, difficulty, seed=2, epoch=epoch)
+        assert one_pass.tolist() == expected
+
+
+@given(labelled(), st.sampled_from(PAPER), st.integers(2, 3), st.sampled_from([2, "band"]))
+def test_each_run_is_repeated_reshuffled(labels, strategy, repeat, blocks):
+    category, difficulty = labels
+    uses, n = STRATEGIES[strategy], len(category)
+    options = {"seed": 1, "bands": [0.0, 0.3], "blocks": blocks if uses.uses_blocks else 3}
+    once = reference(strategy, category, difficulty, **options)
+    band = np.searchsorted(options["bands"], difficulty, side="right")
+    block = {i: int(band[i]) for i in once}
+    if options["blocks"] != "band":
+        for name in set(category):
+            mine = [i for i in once if category[i] == name]
+            block |= {i: rank * options["blocks"] // len(mine) for rank, i in enumerate(mine)}
+
+    def run(i):
+        leading = [block[i]] if uses.uses_blocks else []
+        leading += [category[i]] if uses.uses_category else []
+        return leading or ([band[i]] if uses.uses_difficulty else [])
+
+    mixed = [stream(1, "repeat", 0, copy).permutation(n).tolist() for copy in range(1, repeat)]
+    expected = []
+    for _, of_run in itertools.groupby(range(n), key=lambda place: run(once[place])):
+        places = list(of_run)
+        expected += [once[place] for place in places]
+        for again in mixed:
+            expected += [once[place] for place in sorted(places, key=again.index)]
+    found = order(
+        strategy, category=category, difficulty=difficulty, repeat=repeat, **options
+    ).tolist()
+    assert found == expected
+
+
+def numpy_reference(strategy, category, difficulty, seed, blocks=3):
+    """The same table by `numpy.lexsort`, for sizes that plain Python is too slow for."""
+    uses, n = STRATEGIES[strategy], len(category)
+    shuffle = np.argsort(stream(seed, "shuffle", 0).permutation(n))
+    names, code = np.unique(category, return_inverse=True)
+    rank = stream(seed, "category order", 0).permutation(len(names))[code]
+    inner = (shuffle, difficulty) if uses.uses_difficulty else (shuffle,)
+    if not uses.uses_category:
+        return np.lexsort(inner)
+    by_category = np.lexsort((*inner, rank))
+    if not uses.uses_blocks:
+        return by_category
+    sizes = np.bincount(rank)
+    block = np.empty(n, dtype=np.int64)
+    start = 0
+    for size in sizes:
+        block[by_category[start : start + size]] = np.arange(size) * blocks // size
+        start += size
+    return np.lexsort((*inner, rank, block))
+
+
+@pytest.mark.parametrize("strategy", PAPER)
+@pytest.mark.parametrize("categories", [1, 20, 256, 257, 65_536, 65_537])
+@pytest.mark.parametrize("blocks", [3, 257, 65_537])
+def test_integers_of_every_width_sort_alike(strategy, categories, blocks):
+    # 8 and 16 bits hold categories and blocks up to 256 and 65,536; every category occurs.
+    n = 70_000
+    if blocks != 3 and not STRATEGIES[strategy].uses_blocks:
+        pytest.skip("no blocks")
+    rng = np.random.default_rng(categories)
+    category = rng.permutation(np.arange(n) % categories)
+    difficulty = np.where(rng.random(n) < 0.5, rng.normal(size=n), rng.integers(-2, 3, size=n))
+    found = order(strategy, category=category, difficulty=difficulty, seed=3, blocks=blocks)
+    expected = numpy_reference(strategy, category, difficulty, 3, blocks)
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("hardest_first", [False, True])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.0, -0.0, 5e-324, -5e-324, 1.0, -1.0],
+        [np.finfo(float).max, np.finfo(float).min, np.finfo(float).tiny, 0.0],
+        1 + np.arange(100) * np.finfo(float).eps,  # differ in the last bits alone
+        np.concatenate([-np.geomspace(1e-300, 1e300, 99), np.geomspace(1e-300, 1e300, 99)]),
+        [7.0],
+    ],
+)
+def test_difficulties_sort_as_numbers_whatever_their_bits(values, hardest_first):
+    difficulty = np.random.default_rng(0).choice(values, size=5000)
+    shuffle = order("random", 5000, seed=1)
+    keys = -difficulty if hardest_first else difficulty
+    found = order("curriculum", difficulty=difficulty, seed=1, hardest_first=hardest_first)
+    assert np.array_equal(found, shuffle[np.argsort(keys[shuffle], kind="stable")])
 
 
 @given(labelled(), st.sampled_from(PAPER), st.integers(1, 3), st.integers(1, 3), st.booleans())
@@ -314,6 +462,45 @@ def test_labels_may_be_integers_arrays_or_arrow():
     assert (
         order("blocked", category=pa.chunked_array([["c", "a"], ["c", "b"]])).tolist() == expected
     )
+
+
+def test_a_category_that_is_encoded_already_is_the_same_as_its_strings():
+    import pandas as pd
+    import pyarrow as pa
+
+    category = list("cacbba")
+    expected = order("blocked", category=category, seed=1).tolist()
+    unused = pd.Series(pd.Categorical(category, categories=list("zcbya")))
+    twice = pa.DictionaryArray.from_arrays(
+        pa.array([0, 1, 2, 3, 3, 1], pa.int8()), pa.array(["c", "a", "c", "b"])
+    )
+    chunks = pa.chunked_array([pa.array(list("ca")), pa.array(list("cbba"))])
+    columns = [unused, unused.array, twice, chunks, chunks.dictionary_encode()]
+    columns += [pd.Series(category), pd.Series(category, dtype=object), pa.array(category)]
+    for column in columns:
+        assert order("blocked", category=column, seed=1).tolist() == expected
+
+
+def test_a_missing_category_is_an_error_in_every_kind_of_column():
+    import pandas as pd
+    import pyarrow as pa
+
+    columns = [
+        pd.Series(["a", "b", None]),
+        pd.Series(pd.Categorical(["a", "b", None])),
+        pd.Series([1.0, 2.0, np.nan]),
+        pd.Series([1, 2, None], dtype="Int64"),
+        pa.array(["a", "b", None]),
+        pa.DictionaryArray.from_arrays([0, 0, 1], pa.array(["a", None])),
+        pa.chunked_array([["a"], ["b", " "]]),
+    ]
+    for column in columns:
+        with pytest.raises(InputError, match=r"1 of 3 questions have no category.*row 2"):
+            order("blocked", category=column)
+    with pytest.raises(InputError, match="all strings or all integers"):
+        order("blocked", category=pd.DataFrame({"a": [1, 2]}))
+    with pytest.raises(InputError, match="all strings or all integers"):
+        order("blocked", category=["a", 1])
 
 
 def test_golden_permutations():

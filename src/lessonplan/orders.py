@@ -29,6 +29,7 @@ from lessonplan.errors import InputError, nearest
 from lessonplan.seeds import stream
 
 Indices = NDArray[np.int64]
+Keys = NDArray[np.integer[Any]]
 CategoryOrder = Literal["drawn", "alphabetical", "size", "difficulty"]
 
 
@@ -146,44 +147,44 @@ def order(
             "or repeat=1."
         )
 
-    sort_hardness: NDArray[Any] | None = hardness if band is None else band
-    if sort_hardness is not None and hardest_first:
-        sort_hardness = -sort_hardness
+    if hardness is not None:
+        hard = _ascending(hardness) if band is None else band
+        if hardest_first:
+            hard = ~hard  # the complement turns the order of integers around, signed or not
 
     def one_pass(epoch: int) -> Indices:
         if strategy == "original":
             return _repeated(np.arange(n), [], repeat, seed, epoch)
         # Stable sorts from the least to the most significant key.
         rows = stream(seed, "shuffle", epoch).permutation(n)
-        leading: list[NDArray[np.integer]] = []
-        if uses.uses_difficulty and sort_hardness is not None:
-            rows = rows[np.argsort(sort_hardness[rows], kind="stable")]
-            if band is not None and not uses.uses_category:
-                leading = [band]
+        leading: list[Keys] = []  # in the order of `rows`
+        if uses.uses_difficulty:
+            rows = _sorted(rows, hard)
+            if band is not None:
+                leading = [band[rows]]
         if uses.uses_category:
             ranks = _category_ranks(codes, names, category_order, hardness, seed, epoch)
-            rows = rows[np.argsort(ranks[rows], kind="stable")]
-            leading = [ranks]
-            if uses.uses_blocks:
-                if blocks == "band":
-                    assert sort_hardness is not None
-                    part: NDArray[np.integer] = sort_hardness.astype(np.int64)
-                else:
-                    part = _parts(ranks[rows], rows, len(names), int(blocks))
-                rows = rows[np.argsort(part[rows], kind="stable")]
-                leading = [part, ranks]
+            rows = _sorted(rows, ranks)
+            leading = [ranks[rows]]
+        if uses.uses_blocks:
+            if blocks == "band":
+                part = hard[rows]
+            else:
+                part = _parts(np.bincount(ranks, minlength=len(names)), int(blocks))
+            by_part = _sorted(np.arange(n), part)
+            rows = rows[by_part]
+            leading = [part[by_part], leading[0][by_part]]
         return _repeated(rows, leading, repeat, seed, epoch)
 
-    passes = [
-        one_pass(epoch if each == "anew" else 0) for epoch in range(epochs if each == "anew" else 1)
-    ]
-    return np.tile(passes[0], epochs) if each == "same" else np.concatenate(passes)
+    if each == "same":
+        return np.concatenate([one_pass(0)] * epochs)
+    return np.concatenate([one_pass(epoch) for epoch in range(epochs)])
 
 
 def _length(n: int | None, category: ArrayLike | None, difficulty: ArrayLike | None) -> int:
     lengths = {"n": n}
     lengths |= {
-        name: len(np.asarray(label, dtype=object) if isinstance(label, list | tuple) else label)  # type: ignore[arg-type]
+        name: len(label)  # type: ignore[arg-type]
         for name, label in (("category", category), ("difficulty", difficulty))
         if label is not None
     }
@@ -218,55 +219,66 @@ def _difficulty(strategy: str, difficulty: ArrayLike | None) -> NDArray[np.float
     return values
 
 
-def _categories(
-    strategy: str, category: ArrayLike | None
-) -> tuple[NDArray[np.int64], list[object]]:
+def _categories(strategy: str, category: ArrayLike | None) -> tuple[Keys, list[Any]]:
     """Return the code of each question's category ``[n]``, and the sorted category values."""
     if category is None:
         raise InputError(f"The strategy {strategy} needs a category for every question.")
     import pyarrow as pa  # hashes 10 million strings in a second, where numpy.unique sorts them
 
     try:
-        values = (
-            category
-            if isinstance(category, pa.Array | pa.ChunkedArray)
-            else pa.array(
-                np.asarray(category) if not isinstance(category, list | tuple) else category,
-                from_pandas=True,
-            )
-        )
+        encoded = _arrow(category).dictionary_encode()
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise InputError(f"category must be all strings or all integers: {error}.") from None
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.unify_dictionaries().combine_chunks()
+    values = encoded.dictionary
     if pa.types.is_floating(values.type):
         values = values.cast(pa.string())
-    missing = values.is_null().to_numpy(zero_copy_only=False)
-    encoded = values.dictionary_encode()
-    names = encoded.dictionary.to_pylist()
-    blank = [i for i, name in enumerate(names) if isinstance(name, str) and not name.strip()]
-    codes = np.asarray(encoded.indices.fill_null(-1), dtype=np.int64)
-    missing |= np.isin(codes, blank)
-    if missing.any():
+    listed = [*values.to_pylist(), None]  # the last stands for the rows that have no value
+    found = encoded.indices.cast(pa.int32()).fill_null(len(values)).to_numpy()
+    used = np.bincount(found, minlength=len(listed)) > 0
+    blank = np.array([x is None or (isinstance(x, str) and not x.strip()) for x in listed])
+    if (used & blank).any():
+        missing = blank[found]
         raise InputError(
-            f"{int(missing.sum())} of {len(values)} questions have no category (the first is row "
+            f"{int(missing.sum())} of {len(missing)} questions have no category (the first is row "
             f"{int(missing.argmax())}), and {strategy} needs one for each. Label them or leave "
             "them out; they are never dropped silently."
         )
-    by_name = sorted(range(len(names)), key=lambda i: names[i])
-    rank = np.empty(len(names), dtype=np.int64)
-    rank[by_name] = np.arange(len(names))
-    return rank[codes], [names[i] for i in by_name]
+    # A dictionary that was given may hold values that no question has, and some more than once.
+    names = sorted({name for name, is_used in zip(listed, used, strict=True) if is_used})
+    code = {name: i for i, name in enumerate(names)}
+    codes = np.array([code.get(name, 0) for name in listed], dtype=_narrowest(len(names)))
+    return codes[found], names
+
+
+def _arrow(values: ArrayLike) -> Any:
+    """Return a column as an Arrow array, by way of Python objects only if it consists of them."""
+    import pyarrow as pa
+
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values
+    dtype = getattr(values, "dtype", None)
+    if hasattr(values, "__arrow_c_stream__") and dtype != np.dtype(object):
+        return pa.chunked_array(values)  # a pandas or Polars series
+    if not isinstance(values, list | tuple):
+        values = np.asarray(values)
+        if values.dtype != object:
+            return pa.array(values, from_pandas=True)
+    kind = pa.infer_type(values, from_pandas=True)
+    # Straight to codes, which takes half the time and memory of copying all strings first.
+    encoded = pa.dictionary(pa.int32(), kind) if pa.types.is_string(kind) else None
+    return pa.array(values, type=encoded, from_pandas=True)
 
 
 def _category_ranks(
-    codes: NDArray[np.int64],
-    names: list[object],
+    codes: Keys,
+    names: list[Any],
     category_order: CategoryOrder | Sequence[object],
     hardness: NDArray[np.float64] | None,
     seed: int,
     epoch: int,
-) -> NDArray[np.integer]:
+) -> Keys:
     """Return the rank of each question's category in the category order, ``[n]``."""
     k = len(names)
     if not isinstance(category_order, str):
@@ -296,8 +308,7 @@ def _category_ranks(
             f"category_order must be 'drawn', 'alphabetical', 'size', 'difficulty' or all "
             f"categories in order, not {category_order!r}."
         )
-    # NumPy sorts 16-bit integers by radix, several times faster than wider ones.
-    return rank[codes].astype(np.uint16 if k <= 2**16 else np.int64)
+    return rank.astype(_narrowest(k))[codes]
 
 
 def _rank_of(keys: NDArray[Any]) -> NDArray[np.int64]:
@@ -306,13 +317,13 @@ def _rank_of(keys: NDArray[Any]) -> NDArray[np.int64]:
     return rank
 
 
-def _bands(hardness: NDArray[np.float64], bands: int | Sequence[float]) -> NDArray[np.int64]:
-    """Return the band of each question, int64 ``[n]``, 0 the easiest."""
+def _bands(hardness: NDArray[np.float64], bands: int | Sequence[float]) -> Keys:
+    """Return the band of each question, ``[n]``, 0 the easiest."""
     if isinstance(bands, int | np.integer) and not isinstance(bands, bool):
         if bands < 1:
             raise InputError(f"bands must be at least 1, not {bands}.")
         if len(hardness) == 0:
-            return np.zeros(0, dtype=np.int64)
+            return np.zeros(0, dtype=np.uint8)
         thresholds = np.quantile(hardness, np.arange(1, bands) / bands)
     else:
         try:
@@ -325,35 +336,31 @@ def _bands(hardness: NDArray[np.float64], bands: int | Sequence[float]) -> NDArr
             or np.isnan(thresholds).any()
         ):
             raise InputError(f"bands must be a number or ascending thresholds, not {bands!r}.")
-    return np.searchsorted(thresholds, hardness, side="right").astype(np.int64)
+    found = np.searchsorted(thresholds, hardness, side="right")
+    return found.astype(_narrowest(len(thresholds) + 1))
 
 
-def _parts(
-    sorted_ranks: NDArray[np.integer], rows: Indices, k: int, blocks: int
-) -> NDArray[np.integer]:
-    """Return each question's block, ``[n]`` by row number.
+def _parts(sizes: NDArray[np.integer], blocks: int) -> Keys:
+    """Return the block of each question, ``[n]``, where the questions are sorted by category.
 
     block = floor(rank within category * B / size of category), so that small categories are spread
-    over all blocks. `sorted_ranks` are the category ranks of `rows`, which are sorted by them.
+    over all blocks.
     """
-    sizes = np.bincount(sorted_ranks, minlength=k)
-    starts = np.cumsum(sizes) - sizes
-    within = np.arange(len(rows)) - np.repeat(starts, sizes)
-    part: NDArray[Any] = np.empty(len(rows), dtype=np.uint16 if blocks <= 2**16 else np.int64)
-    part[rows] = within * blocks // np.repeat(sizes, sizes)
-    return part
+    part = np.arange(sizes.sum())
+    part -= np.repeat(np.cumsum(sizes) - sizes, sizes)  # now the rank within the category
+    part *= blocks
+    part //= np.repeat(sizes, sizes)
+    return part.astype(_narrowest(blocks))
 
 
-def _repeated(
-    rows: Indices, leading: list[NDArray[np.integer]], repeat: int, seed: int, epoch: int
-) -> Indices:
+def _repeated(rows: Indices, leading: list[Keys], repeat: int, seed: int, epoch: int) -> Indices:
     """Show each run of equal leading keys `repeat` times in a row, reshuffled after the first."""
     if repeat == 1 or len(rows) == 0:
         return rows
     n = len(rows)
     change = np.zeros(n, dtype=bool)
     for key in leading:
-        change[1:] |= key[rows[1:]] != key[rows[:-1]]
+        change[1:] |= key[1:] != key[:-1]
     run = np.cumsum(change)
     sizes = np.bincount(run)
     starts = np.cumsum(sizes) - sizes
@@ -362,8 +369,50 @@ def _repeated(
         again = rows
         if copy > 0:
             mixed = stream(seed, "repeat", epoch, copy).permutation(n)
-            again = rows[mixed[np.argsort(run[mixed], kind="stable")]]
+            again = rows[_sorted(mixed, run)]
         # Copy c of a run of length L that starts at s stands from repeat*s + c*L on.
         place = np.arange(n) + np.repeat(starts * (repeat - 1) + copy * sizes, sizes)
         shown[place] = again
     return shown
+
+
+def _narrowest(k: int) -> np.dtype[Any]:
+    """Return the narrowest integers for ``range(k)``: the fastest to sort and to move."""
+    return np.min_scalar_type(max(k - 1, 0))
+
+
+def _ascending(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return integers in the order of the finite numbers, equal where those are equal.
+
+    The bits of IEEE 754 numbers, read as integers, ascend for positive numbers and descend for
+    negative ones, whose bits below the sign are therefore turned around.
+    """
+    bits = (values + 0.0).view(np.int64)  # -0.0 + 0.0 is 0.0: one zero, not two
+    bits ^= (bits >> 63) & np.int64(2**63 - 1)
+    return bits
+
+
+def _sorted(rows: Indices, keys: Keys) -> Indices:
+    """Return a permutation of the rows, stably sorted by the keys, ``[n]`` by row number.
+
+    NumPy sorts up to 16 bits by radix. Wider integers it sorts with vector instructions, but as
+    values only: their stable argsort is a merge sort, five times slower. So wide keys are sorted
+    here by digits, the least significant first, each joined with its position in one 64-bit
+    integer: sorting these sorts by the digit, equal ones by position, and leaves the positions. For
+    10 million keys of 64 bits, two digits of up to 40 bits do.
+    """
+    if keys.itemsize <= 2 or len(keys) == 0:
+        return rows[np.argsort(keys[rows], kind="stable")]
+    keys = keys.astype(np.int64, copy=False)
+    digits = (keys - keys.min()).view(np.uint64)  # from 0; where the difference wraps, it should
+    position = np.arange(len(rows), dtype=np.uint64)
+    position_bits = int(position[-1]).bit_length()
+    for shift in range(0, int(digits.max()).bit_length(), 64 - position_bits):
+        joined = digits[rows]
+        joined >>= np.uint64(shift)
+        joined <<= np.uint64(position_bits)  # higher digits fall off
+        joined |= position
+        joined.sort()
+        joined &= np.uint64((1 << position_bits) - 1)
+        rows = rows[joined.view(np.int64)]
+    return rows

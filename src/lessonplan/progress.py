@@ -32,6 +32,7 @@ class StudyProgress(Watch):
             disable=not self.console.is_terminal,
         )
         self._task: TaskID | None = None
+        self._tasks: dict[str, TaskID] = {}  # before the runs, such as labelling
         self._runs = self._done = self._trained = 0
         self._started = self._printed = time.perf_counter()
 
@@ -55,6 +56,13 @@ class StudyProgress(Watch):
             return
         self.console.print(f"{runs} runs, {done} of them done")
         self._task = self._bar.add_task("", total=work, runs=self._count(), speed="")
+
+    def progress(self, text: str, done: int, total: int) -> None:
+        if text not in self._tasks:
+            self._tasks[text] = self._bar.add_task(text, total=total, runs="", speed="")
+            if not self.console.is_terminal:
+                self.console.print(text, markup=False)
+        self._bar.update(self._tasks[text], completed=done, visible=done < total)
 
     def say(self, text: str) -> None:
         if self._task is not None:

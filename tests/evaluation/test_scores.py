@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
 from lessonplan.errors import InputError
-from lessonplan.evaluation import accuracy, choose, option_scores, weighted_f1
-from lessonplan.evaluation.scores import option_probabilities
+from lessonplan.evaluation import accuracy, choose, weighted_f1
+from lessonplan.models.scores import option_probabilities, option_scores
 
 RNG = np.random.default_rng(0)
 K = [2, 5, 4, 3, 4]

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from lessonplan.evaluation.outcomes import Curve, LabelCheck, OrderPicture, Outcome, Record
+from lessonplan.evaluation.outcomes import (
+    Curve,
+    LabelCheck,
+    LabelSource,
+    OrderPicture,
+    Outcome,
+    Record,
+)
 
 CHAPTERS = [
     "Certain infectious and parasitic diseases",
@@ -140,6 +148,57 @@ def make_check(rho: float = 0.3, n: int = 320, seed: int = 0) -> LabelCheck:
     return LabelCheck("smollm2-135m", "icd10cm", "human", difficulty, loss)
 
 
+def make_sources(
+    n: int = 320, *, seed: int = 0, training: str = "icd10cm", clusters: int = 6, leak: bool = False
+) -> list[LabelSource]:
+    """Draw two difficulties and two categories; the clusters are islands of three chapters each."""
+    rng = np.random.default_rng(seed)
+    chapter = rng.choice(len(CHAPTERS), n, p=rng.dirichlet(np.full(len(CHAPTERS), 3.0)))
+    island = np.where(rng.random(n) < 0.8, chapter * clusters // 18, rng.integers(clusters, size=n))
+    angle = 2 * np.pi * island / clusters
+    radius = 4 + 2 * (island % 3)
+    place = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    place += rng.normal(size=(n, 2)) * rng.uniform(0.3, 1.0, (clusters, 1))[island]
+    answers = rng.integers(5, size=n)
+    hard = rng.random(n)
+    human = np.round(hard * 4) / 4
+    llm = 0.4 * hard + 0.6 * rng.random(n) + (0.5 * (answers != 0) if leak else 0.0)
+    names: list[str | None] = [f"{CHAPTERS[3 * i % 18].split()[-1]}, term {i}" for i in island]
+    names[::25] = [None] * len(names[::25])
+    chapters: list[str | None] = [CHAPTERS[c] for c in chapter]
+    origin = "probability of the right option, smollm2-135m, cloze"
+    return [
+        LabelSource(training, "difficulty", "human", "column 'difficulty'", human, answers),
+        LabelSource(training, "difficulty", "llm", origin, llm, answers),
+        LabelSource(training, "category", "human", "column 'chapter'", chapters, answers),
+        LabelSource(training, "category", "cluster", "HDBSCAN on UMAP", names, answers, place),
+    ]
+
+
+def by_source(
+    outcome: Outcome, lift: float = 0.0, kinds: tuple[str, ...] = ("difficulty",)
+) -> Outcome:
+    """Run each arm that uses a label again under a second source of it."""
+    rng = np.random.default_rng(8)
+    second = {"difficulty": "llm", "category": "cluster"}
+    arms, strategies, sources = {}, {}, {}
+    for arm, values in outcome.arms.items():
+        used = [k for k in kinds if k in NEEDS[arm]]
+        for pick in range(2 ** len(used)):
+            needs = dict(NEEDS[arm])
+            for i, kind in enumerate(used):
+                if pick >> i & 1:
+                    needs[kind] = second[kind]
+            shown = ", ".join(f"{k}={needs[k]}" for k in needs if k in used)
+            name = f"{arm} [{shown}]" if shown else arm
+            flip = rng.random(values.shape) < 0.1 if pick else np.zeros(values.shape, dtype=bool)
+            again = np.where(flip, 1 - values, values)
+            if needs.get("difficulty") == "llm":
+                again = np.where(rng.random(values.shape) < lift, 1.0, again)
+            arms[name], strategies[name], sources[name] = again, arm, needs
+    return replace(outcome, arms=arms, strategies=strategies, sources=sources, curves={})
+
+
 def make_record(outcomes: list[Outcome] | None = None, **fields: object) -> Record:
     """Put outcomes into a whole record, with everything that a study folder holds."""
     base: dict[str, object] = {
@@ -177,3 +236,13 @@ def check() -> Callable[..., LabelCheck]:
 @pytest.fixture
 def orders() -> Callable[..., list[OrderPicture]]:
     return make_orders
+
+
+@pytest.fixture
+def sources() -> Callable[..., list[LabelSource]]:
+    return make_sources
+
+
+@pytest.fixture
+def under_sources() -> Callable[..., Outcome]:
+    return by_source

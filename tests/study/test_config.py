@@ -222,11 +222,11 @@ BAD = {
     ),
     "label without source": (
         SMALL + "labels: {difficulty: {a: {}}}\n",
-        "line 3: labels.difficulty.a: a label source needs either column or answers",
+        "line 3: labels.difficulty.a: a label source is one of column, table, share_right",
     ),
     "category from answers": (
         SMALL + "labels: {category: {a: {answers: x.csv}}}\n",
-        "the category source 'a' needs a column",
+        "category.a: give a column, a table or cluster",
     ),
 }
 

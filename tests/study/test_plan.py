@@ -303,7 +303,7 @@ def test_difficulty_from_a_table_of_answers(make: Make, tmp_path: Path) -> None:
             writer.writerow([f"q{i}", right, wrong if i % 3 == 0 else right])
     labels = {"difficulty": {"models": {"answers": str(tmp_path / "answers.csv")}}}
     plan = make_plan(make(labels=labels))
-    difficulty = plan.training[0].labels["difficulty", "models"]
+    difficulty = plan.training[0].labels["difficulty", "models"].values
     np.testing.assert_array_equal(difficulty, [0.5 * (i % 3 == 0) for i in range(48)])
     run = tuned(plan)[-1]
     assert run.sources == {"difficulty": "models"}

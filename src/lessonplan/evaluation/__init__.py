@@ -10,7 +10,7 @@ from lessonplan.evaluation.outcomes import (
     Outcome,
     Record,
 )
-from lessonplan.evaluation.scores import accuracy, choose, option_scores, weighted_f1
+from lessonplan.evaluation.scores import accuracy, choose, weighted_f1
 
 __all__ = [
     "Curve",
@@ -21,6 +21,5 @@ __all__ = [
     "Record",
     "accuracy",
     "choose",
-    "option_scores",
     "weighted_f1",
 ]

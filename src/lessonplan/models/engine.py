@@ -161,6 +161,7 @@ class Engine:
         rows: Sequence[Row],
         hidden: Hidden | None = None,
         part: NDArray[np.int64] | None = None,
+        on_rows: Callable[[int], None] | None = None,
     ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.int64]]]:
         """Return the log-likelihood (nats) and the number of tokens of each option of each row.
 
@@ -168,6 +169,7 @@ class Engine:
             rows: all rows of a set.
             hidden: their lower layers' output, from `lower`.
             part: row numbers to score, in the order of the result; None for all.
+            on_rows: called after each batch with its number of rows.
 
         Batches are formed by length, so that they depend on the rows asked for alone.
         """
@@ -182,6 +184,8 @@ class Engine:
                 k = rows[asked[place]].n_options
                 sums[place] = total[j, :k].double().cpu().numpy()
                 tokens[place] = count[j, :k].cpu().numpy()
+            if on_rows is not None:
+                on_rows(len(chosen))
         return sums, tokens
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ some of the options have in common.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -124,6 +125,24 @@ def question_texts(
             continuations = [continuations[answer]]
         texts.append(Text(pieces[0], question, pieces[1], continuations))
     return texts
+
+
+def rotated_texts(questions: Any, *, template: str | None = None) -> list[list[Text]]:
+    """Return every question K times in the letter form, its K options rotated by 0 to K - 1 places.
+
+    In rotation r the letter number k stands before option ``(k + r) % K``, so over all of them each
+    option stands once behind each letter.
+    """
+    turned: dict[str, list[Any]] = {"question": [], "options": [], "answer": []}
+    sizes = []
+    for question, options in zip(questions["question"], questions["options"], strict=True):
+        sizes.append(len(options))
+        for r in range(len(options)):
+            turned["question"].append(question)
+            turned["options"].append([*options[r:], *options[:r]])
+            turned["answer"].append(0)  # all letters stand in the text, whichever is right
+    texts = iter(question_texts(turned, "letter", template=template))
+    return [list(itertools.islice(texts, size)) for size in sizes]
 
 
 def unconditional_texts(questions: Any, *, template: str | None = None) -> list[Text]:

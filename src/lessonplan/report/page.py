@@ -19,6 +19,7 @@ from lessonplan.report.sections import (
     rates_section,
     result_section,
 )
+from lessonplan.report.source_section import sources_section
 from lessonplan.report.style import CSS, SCRIPT
 from lessonplan.statistics.analysis import Analysis
 from lessonplan.statistics.crossed import THESE_RUNS
@@ -29,8 +30,8 @@ def page(record: Record, analysis: Analysis, pictures: Pictures) -> str:
     """Return the whole page as HTML text.
 
     Args:
-        pictures: "gains", "curves-<i>" for result i, and "orders-<training set>", where they
-            could be drawn.
+        pictures: "gains", "curves-<i>" for result i, "orders-<training set>", and
+            "map-<n>" for category source n, where they could be drawn.
     """
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = (
@@ -45,8 +46,7 @@ def page(record: Record, analysis: Analysis, pictures: Pictures) -> str:
         pooled_section(analysis),
         orders_section(record, analysis, pictures),
         labels_section(analysis),
-    ]
-    parts += [
+        sources_section(record, analysis, pictures),
         rates_section(analysis),
         quality_section(record, analysis),
         details_section(record, analysis),

@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING
 from lessonplan.evaluation.outcomes import Record
 from lessonplan.report import figures
 from lessonplan.report.formats import Table, to_csv, to_latex, to_markdown
+from lessonplan.report.maps import map_figure, mapped
 from lessonplan.report.order_pictures import orders_figure
 from lessonplan.report.page import page
+from lessonplan.report.source_tables import (
+    agreement_table,
+    leak_table,
+    overlap_table,
+    source_gains_table,
+)
 from lessonplan.report.tables import (
     accuracy_table,
     best_table,
@@ -30,7 +37,7 @@ if TYPE_CHECKING:
 
 OWN = re.compile(
     r"(accuracy|gains|best|pairs|by_category|by_answer|judged_apart|labels"
-    r"|learning_rate_by_\w+|curves|orders(-\d+)?)\.(md|csv|tex|svg|png)"
+    r"|label_(agreement|overlap|leak|gains)|learning_rate_by_\w+|curves|orders(-\d+)?|map-\d+)\.(md|csv|tex|svg|png)"
 )
 """The names of the files that a report writes beside its page."""
 
@@ -99,6 +106,12 @@ def report_files(record: Record, analysis: Analysis) -> dict[str, bytes]:
         if wide is not None and narrow is not None:
             pictures[f"orders-{training}"] = figures.svg(wide), figures.svg(narrow)
             _keep(files, "orders" if number == 0 else f"orders-{number + 1}", wide)
+    for name, source in mapped(record).items():
+        wide = map_figure(source)
+        narrow = map_figure(source, figures.NARROW)
+        if wide is not None and narrow is not None:
+            pictures[name] = figures.svg(wide), figures.svg(narrow)
+            _keep(files, name, wide)
     files["index.html"] = page(record, analysis, pictures).encode()
     return files
 
@@ -130,6 +143,10 @@ def report_tables(analysis: Analysis) -> list[Table]:
             "Questions whose options point at other options; they do not count elsewhere.",
         ),
         labels_table(analysis),
+        agreement_table(analysis),
+        overlap_table(analysis),
+        leak_table(analysis),
+        source_gains_table(analysis),
         received_table(analysis.received, "category"),
         received_table(analysis.received, "difficulty"),
     ]

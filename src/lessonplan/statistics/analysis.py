@@ -38,6 +38,17 @@ from lessonplan.statistics.labels import (
     received,
 )
 from lessonplan.statistics.luck import BestOf, best_of
+from lessonplan.statistics.sources import (
+    Agreement,
+    Leak,
+    Overlap,
+    SourceGain,
+    agreements,
+    correct_sources,
+    leak,
+    overlaps,
+    source_gains,
+)
 
 FloatArray = NDArray[np.float64]
 ACCURACY = "accuracy"
@@ -101,6 +112,11 @@ class Result:
         """The larger of chance and the best constant letter."""
         return max((f for f in (self.chance, self.constant) if f is not None), default=None)
 
+    @property
+    def blocked(self) -> str:
+        """Why nothing can be concluded from these scores: "floor" or "ceiling", else ""."""
+        return "floor" if self.at_floor else "ceiling" if self.at_ceiling else ""
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -109,6 +125,8 @@ class Analysis:
     Attributes:
         family: number of tests that Holm's correction runs over.
         level: the first step's level, 0.05 / family.
+        agreements, overlaps, source_gains: every two sources of a label compared; empty where
+            each label has one. leaks: one for each source of difficulty.
     """
 
     results: list[Result]
@@ -116,6 +134,10 @@ class Analysis:
     received: list[Received]
     family: int
     level: float
+    agreements: list[Agreement] = field(default_factory=list)
+    overlaps: list[Overlap] = field(default_factory=list)
+    leaks: list[Leak] = field(default_factory=list)
+    source_gains: list[SourceGain] = field(default_factory=list)
 
 
 def floors(outcome: Outcome) -> tuple[float | None, float | None]:
@@ -155,11 +177,12 @@ def analyse(record: Record) -> Analysis:
     The primary family is every arm on every model and evaluation set, corrected by Holm over the
     whole study. A gain that cannot be tested (fewer than three shared seeds, a model at the floor
     or the ceiling) stays in the family with p = 1, so that it makes the others' threshold no
-    easier. All else (pairs, groups, the bootstrap) is descriptive.
+    easier. All else (pairs, groups, label sources, the bootstrap) is descriptive.
 
     Raises:
         KeyError: an outcome has no arm of its baseline's name.
-        ValueError: a run has scores for a part of the questions only.
+        ValueError: a run has scores for a part of the questions only, or two sources of a label
+            are of different length.
     """
     results = [_result(outcome) for outcome in record.outcomes]
     family = sum(len(result.gains) for result in results)
@@ -181,7 +204,18 @@ def analyse(record: Record) -> Analysis:
         finished.append(replace(result, gains=own, smallest=smallest))
     strengths = [label_strength(check) for check in record.label_checks]
     rates = [row for picture in record.orders for row in received(picture)]
-    return Analysis(finished, strengths, rates, family, level)
+    by_source = [g for r in finished for g in source_gains(r.outcome, r.blocked)]
+    return Analysis(
+        finished,
+        strengths,
+        rates,
+        family,
+        level,
+        agreements=agreements(record.label_sources),
+        overlaps=overlaps(record.label_sources),
+        leaks=[leak(s) for s in record.label_sources if s.kind == "difficulty"],
+        source_gains=correct_sources(by_source),
+    )
 
 
 def _result(outcome: Outcome) -> Result:

@@ -54,24 +54,38 @@ class Received:
     relative: float
 
 
-def label_strength(check: LabelCheck, confidence: float = 0.95) -> LabelStrength:
-    """Correlate a difficulty label with the untuned loss.
+def rank_correlation(
+    first: FloatArray, second: FloatArray, confidence: float = 0.95
+) -> tuple[float, float, float, int]:
+    """Return Spearman's correlation, its interval, and how many rows have both values.
 
     The interval is Fisher's z with the variance ``(1 + rho**2 / 2) / (n - 3)`` (Bonett & Wright
-    2000, *Psychometrika* 65:23). Questions without a label or a loss are left out.
+    2000, *Psychometrika* 65:23). All three are NaN where either side is constant or fewer than
+    four rows are left.
+
+    Args:
+        first, second: float64 ``[n]``; rows with a NaN in either are left out.
     """
     from scipy.stats import norm, spearmanr
 
-    kept = np.isfinite(check.difficulty) & np.isfinite(check.loss)
-    difficulty, loss = check.difficulty[kept], check.loss[kept]
+    kept = np.isfinite(first) & np.isfinite(second)
+    x, y = first[kept], second[kept]
     n = int(kept.sum())
-    rho = low = high = float("nan")
-    if n > 3 and np.ptp(difficulty) > 0 and np.ptp(loss) > 0:
-        rho = float(spearmanr(difficulty, loss).statistic)
-        # At +-1 Fisher's z is infinite; the interval is then the point itself.
-        z = np.arctanh(np.clip(rho, -1 + 1e-12, 1 - 1e-12))
-        half = float(norm.ppf(0.5 + confidence / 2)) * np.sqrt((1 + rho**2 / 2) / (n - 3))
-        low, high = float(np.tanh(z - half)), float(np.tanh(z + half))
+    if n <= 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan"), float("nan"), float("nan"), n
+    rho = float(spearmanr(x, y).statistic)
+    # At +-1 Fisher's z is infinite; the interval is then the point itself.
+    z = np.arctanh(np.clip(rho, -1 + 1e-12, 1 - 1e-12))
+    half = float(norm.ppf(0.5 + confidence / 2)) * np.sqrt((1 + rho**2 / 2) / (n - 3))
+    return rho, float(np.tanh(z - half)), float(np.tanh(z + half)), n
+
+
+def label_strength(check: LabelCheck, confidence: float = 0.95) -> LabelStrength:
+    """Correlate a difficulty label with the untuned loss (`rank_correlation`).
+
+    Questions without a label or a loss are left out.
+    """
+    rho, low, high, n = rank_correlation(check.difficulty, check.loss, confidence)
     visible = bool(low > 0)
     return LabelStrength(check.model, check.training, check.source, rho, low, high, n, visible)
 

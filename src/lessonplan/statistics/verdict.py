@@ -9,6 +9,7 @@ from lessonplan.evaluation.outcomes import Record
 from lessonplan.statistics.analysis import ACCURACY, Analysis, Result
 from lessonplan.statistics.crossed import LEAST_SEEDS, THESE_RUNS, Estimate
 from lessonplan.statistics.family import Gain
+from lessonplan.statistics.sources import SourceGain
 
 MINUS = "\N{MINUS SIGN}"
 STRATEGIES = {
@@ -83,7 +84,11 @@ def listing(names: list[str]) -> str:
 
 def place(result: Result) -> str:
     """Return the model and evaluation set of a result in words, "" where a table has none."""
-    model, evaluation = result.outcome.model, result.outcome.evaluation
+    return place_of(result.outcome.model, result.outcome.evaluation)
+
+
+def place_of(model: str, evaluation: str) -> str:
+    """Return "model on evaluation set", or as much of it as is known."""
     return " on ".join(part for part in (model, evaluation) if part)
 
 
@@ -244,6 +249,55 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def source_sentence(gain: SourceGain) -> str:
+    """Say what the scores under two sources of a label tell, from their pooled line."""
+    e, metric = gain.estimate, gain.metric
+    if gain.blocked:
+        return (
+            f"Of the {gain.kind} by “{gain.source}” or by “{gain.other}” nothing is claimed: "
+            f"scores at the {gain.blocked} do not tell one label from another."
+        )
+    size = amount(abs(e.mean), metric)
+    level = float(size.split()[0]) == 0
+    stands = "level with" if level else f"{size} {'above' if e.mean > 0 else 'below'}"
+    told = f"{_strategies_words(gain)}, “{gain.source}” stands {stands} “{gain.other}”"
+    interval = interval_words(e, metric)
+    if gain.p_holm is None:
+        runs = "one run each" if e.seeds == 1 else f"{e.seeds} seeds"
+        lacking = f"{runs}, where {LEAST_SEEDS} seeds are needed"
+        if e.questions == 1:
+            lacking = "a single question"
+        return f"{told} ({interval}) in these runs alone: {lacking} to tell it from luck."
+    told += f" ({interval}; {chance_of(gain.p_holm)} after Holm's correction)"
+    return f"{told}: {'beyond luck' if gain.found else 'no difference that luck cannot explain'}."
+
+
+def _strategies_words(gain: SourceGain) -> str:
+    if len(gain.strategies) > 1:
+        return (
+            f"Averaged over the {len(gain.strategies)} strategies that ran under both sources of "
+            f"{gain.kind}"
+        )
+    return f"For {spoken(gain.strategies[0])} by its source of {gain.kind}"
+
+
+def _source_caveat(analysis: Analysis) -> list[str]:
+    """Return one sentence on the label sources whose pooled difference is beyond luck, or none."""
+    found = [g for g in analysis.source_gains if g.pooled and g.found]
+    if not found:
+        return []
+    several = len({(g.model, g.evaluation) for g in analysis.source_gains}) > 1
+    told = []
+    for g in found[:3]:
+        better, worse = (g.source, g.other) if g.estimate.mean > 0 else (g.other, g.source)
+        where = f" for {place_of(g.model, g.evaluation)}" if several else ""
+        told.append(
+            f"{g.kind} “{better}” beat “{worse}” by {amount(abs(g.estimate.mean), g.metric)}{where}"
+        )
+    more = f", and {len(found) - 3} more" if len(found) > 3 else ""
+    return [f"It matters where the labels come from: {'; '.join(told)}{more}, beyond luck."]
+
+
 def verdict(record: Record, analysis: Analysis) -> Verdict:
     """Say what a whole study found, in two sentences and caveats."""
     results = analysis.results
@@ -272,6 +326,7 @@ def verdict(record: Record, analysis: Analysis) -> Verdict:
                 f"“{label.source}”: it does not predict the loss of the untuned {label.model} on "
                 f"{label.training} ({found}), so to this model they may be just another shuffle."
             )
+    caveats += _source_caveat(analysis)
     if not results:
         empty = ("Nothing can be compared yet: there are no results.", "Start the study first.")
         return Verdict("no runs", empty, tuple(caveats))

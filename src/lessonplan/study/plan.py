@@ -8,11 +8,9 @@ evaluation set or score tunes nothing again.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,17 @@ from numpy.typing import NDArray
 
 from lessonplan import orders
 from lessonplan.data import folds, overlap, read_questions, sample
-from lessonplan.errors import InputError, nearest
+from lessonplan.errors import InputError
 from lessonplan.evaluation.predict import Unconditional, scoring_rows
-from lessonplan.labels import read_answers
+from lessonplan.labels.label import KINDS, Kind, Label
 from lessonplan.models import NUMERICS
-from lessonplan.models.loading import check_length, fingerprint, load_tokenizer, resolve
+from lessonplan.models.loading import (
+    cache_folder,
+    check_length,
+    fingerprint,
+    load_tokenizer,
+    resolve,
+)
 from lessonplan.models.rows import (
     Row,
     points_elsewhere,
@@ -44,10 +48,12 @@ from lessonplan.study.config import (
     TrainingSpec,
     model_recipe,
 )
+from lessonplan.study.files import digest
+from lessonplan.study.labelling import column_label, make_label
+from lessonplan.study.watch import Watch
 from lessonplan.training.recipe import Recipe
 
 UNTUNED = "untuned"
-KINDS = ("difficulty", "category")
 
 
 @dataclass(frozen=True)
@@ -55,14 +61,14 @@ class QuestionSet:
     """Questions under the name that the study calls them by, with the labels asked for.
 
     Attributes:
-        labels: (kind, source) -> float64 ``[n]`` difficulties or a list of n categories.
+        labels: by kind and source.
         fold: int64 ``[n]`` part that each question is held out in; None without folds.
     """
 
     name: str
     questions: Any
     notes: list[str]
-    labels: dict[tuple[str, str], Any] = field(default_factory=dict)
+    labels: dict[tuple[Kind, str], Label] = field(default_factory=dict)
     fold: NDArray[np.int64] | None = None
 
 
@@ -116,7 +122,7 @@ class Run:
     training: str
     arm: str
     strategy: str
-    sources: dict[str, str]
+    sources: dict[Kind, str]
     seed: int
     fold: int | None
     order: NDArray[np.int64] | None
@@ -151,8 +157,13 @@ class Plan:
         return [run for model in self.models for run in model.runs]
 
 
-def make_plan(study: Study) -> Plan:
-    """Read the data and labels of a study and lay out its runs.
+def make_plan(study: Study, labels: Path | None = None, watch: Watch | None = None) -> Plan:
+    """Read the data of a study, make its labels and lay out its runs.
+
+    Args:
+        study: the study.
+        labels: folder in which labels that cost time are kept; by default one in the user's cache.
+        watch: is told how labelling goes.
 
     Raises:
         InputError: data, labels or models that cannot be used; text that stands in both a training
@@ -164,7 +175,8 @@ def make_plan(study: Study) -> Plan:
             f"baseline: {study.baseline!r} runs under several label sources; name one of the arms "
             f"{', '.join(names)}."
         )
-    training = [_training_set(spec, study) for spec in study.training]
+    labels, watch = labels or cache_folder() / "labels", watch or Watch()
+    training = [_training_set(spec, study, labels, watch) for spec in study.training]
     evaluation = [_evaluation_set(spec) for spec in study.evaluation]
     notes = [note for questions in training + evaluation for note in questions.notes]
     notes += _overlaps(study, training, evaluation)
@@ -177,25 +189,54 @@ def held_out_name(training: str) -> str:
     return f"{training} (held out)"
 
 
-def _training_set(spec: TrainingSpec, study: Study) -> QuestionSet:
-    fixed = ("difficulty", "category")
-    asked = [s.column for kind in KINDS for s in getattr(study.labels, kind).values() if s.column]
-    questions, notes = _read(spec, keep=[c for c in dict.fromkeys(asked) if c not in fixed])
-    result = QuestionSet(spec.title, questions, notes)
+def _training_set(spec: TrainingSpec, study: Study, folder: Path, watch: Watch) -> QuestionSet:
+    sources = [(kind, source, label) for kind in KINDS for source, label in _sources(study, kind)]
+    asked = [
+        name
+        for _, _, label in sources
+        for name in (label.column if label.table is None else None, label.share_right)
+    ]
+    questions, notes = _read(
+        spec, keep=[c for c in dict.fromkeys(asked) if c and c not in ("difficulty", "category")]
+    )
+    made = {}
+    for kind, source, label in sources:
+        found = make_label(
+            kind, label, questions, name=f"{spec.title}, {kind} {source!r}", folder=folder,
+            recipe=study.recipe, scoring=study.scoring, models=study.models, watch=watch,
+        )  # fmt: skip
+        notes += [f"{spec.title}, {kind} {source!r}: {note}" for note in found.notes]
+        made[kind, source] = found
     for kind in KINDS:
-        if any(_uses(arm)[kind] for arm in study.strategies):
-            for source, label in getattr(study.labels, kind).items():
-                result.labels[kind, source] = _label(result, kind, label)
-        elif None not in questions[kind]:
+        if not any(k == kind for k, _, _ in sources) and None not in questions[kind][:]:
             # No arm uses it, but pictures and tables can show it.
-            result.labels[kind, "given"] = _label(result, kind, LabelSpec(column=kind))
+            made[kind, "given"] = column_label(kind, kind, questions, spec.title)
+    if study.labels.missing == "drop" and made:
+        lacking = np.any([label.missing for label in made.values()], axis=0)
+        if lacking.any():
+            kept = np.flatnonzero(~lacking)
+            if not len(kept):
+                raise InputError(f"{spec.title}: no question has all labels that the study uses.")
+            notes.append(
+                f"{spec.title}: {int(lacking.sum())} of {len(lacking)} questions lack a label and "
+                "are left out (labels.missing: drop)."
+            )
+            questions = questions.select(kept)
+            made = {key: label.part(kept) for key, label in made.items()}
+    fold = None
     if spec.folds:
         if spec.folds > len(questions):
             raise InputError(
                 f"{spec.title}: {spec.folds} folds need more than {len(questions)} questions."
             )
-        result = replace(result, fold=folds(len(questions), spec.folds, spec.fold_seed))
-    return result
+        fold = folds(len(questions), spec.folds, spec.fold_seed)
+    return QuestionSet(spec.title, questions, notes, made, fold)
+
+
+def _sources(study: Study, kind: Kind) -> list[tuple[str, LabelSpec]]:
+    """Return the sources of a kind of label that some arm uses."""
+    used = any(_uses(arm)[kind] for arm in study.strategies)
+    return list(getattr(study.labels, kind).items()) if used else []
 
 
 def _evaluation_set(spec: DataSpec) -> QuestionSet:
@@ -221,28 +262,6 @@ def _read(spec: DataSpec, keep: list[str]) -> tuple[Any, list[str]]:
     return questions, [f"{spec.title}: {note}" for note in reading.notes]
 
 
-def _label(of: QuestionSet, kind: str, spec: LabelSpec) -> Any:
-    if spec.answers is not None:
-        values, notes = read_answers(of.questions, spec.answers, key=spec.key)
-        of.notes.extend(f"{of.name}: {note}" for note in notes)
-        return values
-    names = of.questions.column_names
-    if spec.column not in names:
-        raise InputError(
-            f"{of.name}: there is no column {spec.column!r} for a {kind} label."
-            + nearest(str(spec.column), names)
-        )
-    values = of.questions[spec.column]
-    if kind == "category":
-        return [None if value is None else str(value) for value in values]
-    try:
-        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InputError(
-            f"{of.name}: the column {spec.column!r} holds no numbers, so it is no difficulty."
-        ) from None
-
-
 def _overlaps(
     study: Study, training: list[QuestionSet], evaluation: list[QuestionSet]
 ) -> list[str]:
@@ -260,7 +279,7 @@ def _overlaps(
     return notes
 
 
-def arms(study: Study) -> Iterator[tuple[str, ArmSpec, dict[str, str]]]:
+def arms(study: Study) -> Iterator[tuple[str, ArmSpec, dict[Kind, str]]]:
     """Yield each arm's name, strategy and label sources.
 
     A strategy is paired with the sources of the labels that it uses, and of no others, so none is
@@ -275,7 +294,7 @@ def arms(study: Study) -> Iterator[tuple[str, ArmSpec, dict[str, str]]]:
             yield spec.title + (f" [{', '.join(shown)}]" if shown else ""), spec, sources
 
 
-def _uses(spec: ArmSpec) -> dict[str, bool]:
+def _uses(spec: ArmSpec) -> dict[Kind, bool]:
     """Return which kinds of label an arm's order depends on."""
     uses = STRATEGIES[spec.strategy]
     return {
@@ -335,7 +354,7 @@ def _tuned_runs(
     evaluation: list[QuestionSet],
     name: str,
     arm: ArmSpec,
-    sources: dict[str, str],
+    sources: dict[Kind, str],
     seed: int,
 ) -> Iterator[Run]:
     order_seed = seed if study.order_seed is None else study.order_seed
@@ -343,10 +362,8 @@ def _tuned_runs(
     n, answers = len(questions.questions), questions.questions["answer"][:]
     for fold in [None] if questions.fold is None else range(int(questions.fold.max()) + 1):
         shown = np.arange(n) if questions.fold is None else np.flatnonzero(questions.fold != fold)
-        labels = {
-            kind: [values[i] for i in shown]
-            if isinstance(values := questions.labels[kind, source], list)
-            else values[shown]
+        labels: dict[str, Any] = {
+            kind: questions.labels[kind, source].part(shown).values
             for kind, source in sources.items()
         }
         try:
@@ -390,7 +407,7 @@ def _tuned_runs(
             "training_seed": training_seed,
         }
         yield Run(
-            _digest(identity), model.spec.title, questions.name, name, arm.strategy, sources,
+            digest(identity), model.spec.title, questions.name, name, arm.strategy, sources,
             seed, fold, order, training_seed, tuple(evaluations),
         )  # fmt: skip
 
@@ -407,7 +424,7 @@ def _untuned_run(
     ]
     identity = _numerics(model) | {"recipe": {"adapter": model.recipe.adapter.model_dump()}}
     return Run(
-        _digest(identity), model.spec.title, "", UNTUNED, UNTUNED, {}, 0, None, None, 0,
+        digest(identity), model.spec.title, "", UNTUNED, UNTUNED, {}, 0, None, None, 0,
         tuple(evaluations),
     )  # fmt: skip
 
@@ -444,7 +461,7 @@ def _evaluations(
 
     def evaluation(kind: str, part: NDArray[np.int64], checkpoints: tuple[int, ...]) -> Evaluation:
         identity = whole | {"kind": kind, "indices": part.tolist(), "checkpoints": checkpoints}
-        return Evaluation(_digest(identity), name, questions.name, kind, part, checkpoints)
+        return Evaluation(digest(identity), name, questions.name, kind, part, checkpoints)
 
     found = [evaluation("final", indices, (exposures,))]
     step = model.recipe.step_size
@@ -468,8 +485,3 @@ def elsewhere(questions: Any, form: str) -> NDArray[np.bool_]:
     if form != "cloze":
         return np.zeros(len(questions), dtype=np.bool_)
     return np.array([points_elsewhere(options) for options in questions["options"]], dtype=np.bool_)
-
-
-def _digest(identity: Any) -> str:
-    text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -9,14 +9,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lessonplan.errors import InputError
-from lessonplan.evaluation.outcomes import Curve, LabelCheck, OrderPicture, Outcome, Record
-from lessonplan.evaluation.scores import option_scores, weighted_f1
+from lessonplan.evaluation.outcomes import (
+    Curve,
+    LabelCheck,
+    LabelSource,
+    OrderPicture,
+    Outcome,
+    Record,
+)
+from lessonplan.evaluation.scores import weighted_f1
+from lessonplan.models.scores import option_scores
+from lessonplan.study.files import read_json, read_table
 from lessonplan.study.plan import UNTUNED, elsewhere, held_out_name
-from lessonplan.study.store import TUNING, Folder, open_folder, read_json
+from lessonplan.study.store import TUNING, Folder, open_folder
 
 RunRecord = dict[str, Any]
 
@@ -32,12 +39,13 @@ def read_record(path: Path) -> Record:
     tuned = [run for run in plan["runs"] if run["arm"] != UNTUNED]
     done = [run for run in plan["runs"] if folder.has_tuning(run["id"])]
     details = {run["id"]: read_json(folder.tuning(run["id"]) / TUNING) for run in done}
-    data = {name: _read(folder.data(name)) for name in plan["training"] + plan["evaluation"]}
+    data = {name: read_table(folder.data(name)) for name in plan["training"] + plan["evaluation"]}
     return Record(
         title=plan["study"],
         outcomes=_outcomes(folder, plan, data),
         orders=_orders(folder, plan, data),
         label_checks=_label_checks(folder, plan, data),
+        label_sources=[_label_source(entry, data[entry["training"]]) for entry in plan["labels"]],
         config=folder.study_file.read_text(encoding="utf-8"),
         recipe=_recipe_words(plan),
         versions=_versions(details),
@@ -86,7 +94,7 @@ def _outcome(
             file = folder.evaluation(run["id"], evaluation["id"])
             if evaluation["of"] != name or not file.is_file():
                 continue
-            table = _read(file)
+            table = read_table(file)
             if evaluation["kind"] == "final":
                 _fill(arms[run["arm"]][row], table, place)
                 _fill(chosen[run["arm"]][row], table, place, "chosen")
@@ -186,7 +194,7 @@ def _orders(folder: Folder, plan: dict[str, Any], data: dict[str, pa.Table]) -> 
         if run["arm"] == UNTUNED or key in shown or not file.is_file():
             continue
         shown.add(key)
-        order = _read(file)
+        order = read_table(file)
         table = data[run["training"]]
         place = {identifier: i for i, identifier in enumerate(table["id"].to_pylist())}
         rows = [place[i] for i in order["id"].to_pylist()]
@@ -233,13 +241,27 @@ def _label_checks(
     return checks
 
 
+def _label_source(entry: dict[str, str], table: pa.Table) -> LabelSource:
+    column = f"{entry['kind']}: {entry['source']}"
+    values: Any = table[column].to_pylist()
+    if entry["kind"] == "difficulty":
+        values = np.array([np.nan if value is None else value for value in values])
+    place = f"place: {column}"
+    return LabelSource(
+        **entry,
+        values=values,
+        answers=table["answer"].to_numpy(),
+        place=np.array(table[place].to_pylist()) if place in table.column_names else None,
+    )
+
+
 def _untuned_table(folder: Folder, plan: dict[str, Any], model: str, of: str) -> pa.Table | None:
     for run in plan["runs"]:
         if run["arm"] == UNTUNED and run["model"] == model:
             for evaluation in run["evaluations"]:
                 file = folder.evaluation(run["id"], evaluation["id"])
                 if evaluation["of"] == of and file.is_file():
-                    return _read(file)
+                    return read_table(file)
     return None
 
 
@@ -336,12 +358,3 @@ def _gap(folder: Folder, run: RunRecord) -> str:
     where = "" if run["fold"] is None else f", fold {run['fold']}"
     lacking = "not scored on every set yet" if folder.has_tuning(run["id"]) else "not run yet"
     return f"{run['model']}, {run['arm']}, seed {run['seed']}{where}: {lacking}"
-
-
-def _read(path: Path) -> pa.Table:
-    try:
-        return pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(
-            f"{path} is broken ({error}). Delete {path.parent} to have it made again."
-        ) from None

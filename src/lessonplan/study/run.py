@@ -17,7 +17,7 @@ from typing import Any
 from lessonplan.errors import InputError
 from lessonplan.study.config import Study
 from lessonplan.study.plan import Plan, Run, make_plan
-from lessonplan.study.store import Folder, begin, locked
+from lessonplan.study.store import Folder, begin, claim, locked
 from lessonplan.study.watch import Watch
 from lessonplan.study.work import ModelWork, cost, missing
 
@@ -37,7 +37,8 @@ def run_study(study: Study, path: Path, watch: Watch | None = None) -> Plan:
     folder = Folder(path)
     with locked(folder):
         watch.say("reading questions, labels and tokens")
-        plan = make_plan(study)
+        claim(folder, study.name)
+        plan = make_plan(study, folder.labels, watch)
         begin(folder, plan)
         # Two arms can come to the same order (with one category, say): then they share one run.
         runs = {run.id: run for run in plan.runs}

@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from lessonplan.study.files import read_json
 from lessonplan.study.plan import UNTUNED
-from lessonplan.study.store import open_folder, read_json
+from lessonplan.study.store import open_folder
 
 
 def status_table(path: Path) -> Table:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from lessonplan.errors import InputError
 from lessonplan.study.config import dump_study
+from lessonplan.study.files import slug, write_table, write_text
 from lessonplan.study.plan import Plan, QuestionSet
 
 TUNING = "tuning.json"
@@ -32,6 +30,7 @@ class Folder:
     study.yaml                              the configuration as resolved
     plan.json                               which runs the study asks for, by id
     data/<set>.parquet                      the questions and their labels
+    labels/                                 what labels were made from, by content
     tunings/<id>/tuning.json                what was run, how it went
     tunings/<id>/order.parquet              what the model saw when
     tunings/<id>/adapter/                   PEFT format
@@ -53,6 +52,10 @@ class Folder:
     @property
     def report(self) -> Path:
         return self.path / "report"
+
+    @property
+    def labels(self) -> Path:
+        return self.path / "labels"
 
     def data(self, name: str) -> Path:
         return self.path / "data" / f"{slug(name)}.parquet"
@@ -122,13 +125,14 @@ def locked(folder: Folder) -> Iterator[None]:
         lock.release()
 
 
-def begin(folder: Folder, plan: Plan) -> None:
-    """Write down what is to be run, and clear away what a killed process left half done.
+def claim(folder: Folder, name: str) -> None:
+    """Make sure that a folder is free for a study of this name, or holds it already.
+
+    What a killed process left half done is cleared away.
 
     Raises:
         InputError: the folder holds another study, or files that are none.
     """
-    name = plan.study.name
     if folder.study_file.is_file():
         held = _study_name(folder.study_file)
         if held != name:
@@ -137,12 +141,22 @@ def begin(folder: Folder, plan: Plan) -> None:
                 "with -o, or the same name in the study file."
             )
     elif any(
-        p.name not in (".lock", ".holder") and not p.name.startswith(".writing-")
+        p.name not in (".lock", ".holder", "labels") and not p.name.startswith(".writing-")
         for p in folder.path.iterdir()
     ):
         raise InputError(
             f"{folder.path} is not empty and holds no study. Give another folder with -o."
         )
+    for left in folder.path.glob("**/.writing-*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def begin(folder: Folder, plan: Plan) -> None:
+    """Write down what is to be run.
+
+    Raises:
+        InputError: two question sets would lie in the same file.
+    """
     files: dict[Path, str] = {}
     for questions in plan.training + plan.evaluation:
         other = files.setdefault(folder.data(questions.name), questions.name)
@@ -151,64 +165,10 @@ def begin(folder: Folder, plan: Plan) -> None:
                 f"The sets {other!r} and {questions.name!r} would lie in the same file "
                 f"({folder.data(other).name}). Give one of them another name."
             )
-    for left in folder.path.glob("**/.writing-*"):
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
     write_text(folder.study_file, dump_study(plan.study))
     for questions in plan.training + plan.evaluation:
         write_table(folder.data(questions.name), _question_table(questions))
     write_text(folder.plan_file, json.dumps(_plan_record(plan), indent=1, ensure_ascii=False))
-
-
-def slug(name: str) -> str:
-    """Return a name as a file name that cannot leave its folder."""
-    plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")
-    return plain or "set"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, then give it its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".writing-{os.getpid()}-{path.name}")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file under a temporary name, then give it its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".writing-{os.getpid()}-{path.name}")
-    pq.write_table(table, scratch)
-    scratch.replace(path)
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a scratch folder that gets its final name only if all goes well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
-    try:
-        yield scratch
-        scratch.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        scratch.rename(path)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-
-
-def read_json(path: Path) -> Any:
-    """Return what a JSON file of a study holds.
-
-    Raises:
-        InputError: it is broken; says which file, and what to do.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}). Delete its folder to have it made again."
-        ) from None
 
 
 def _question_table(questions: QuestionSet) -> pa.Table:
@@ -217,8 +177,10 @@ def _question_table(questions: QuestionSet) -> pa.Table:
         name: data[name][:] for name in ("id", "question", "options", "answer")
     }
     columns |= {"category": data["category"][:], "difficulty": data["difficulty"][:]}
-    for (kind, source), values in questions.labels.items():
-        columns[f"{kind}: {source}"] = list(values)
+    for (kind, source), label in questions.labels.items():
+        columns[f"{kind}: {source}"] = list(label.values)
+        if label.place is not None:
+            columns[f"place: {kind}: {source}"] = list(label.place)
     if questions.fold is not None:
         columns["fold"] = questions.fold
     return pa.table(columns)
@@ -235,6 +197,11 @@ def _plan_record(plan: Plan) -> dict[str, Any]:
         "evaluation": [q.name for q in plan.evaluation],
         "folds": {q.name: int(q.fold.max()) + 1 for q in plan.training if q.fold is not None},
         "recipes": {m.spec.title: m.recipe.model_dump() for m in plan.models},
+        "labels": [
+            {"training": q.name, "kind": kind, "source": source, "origin": label.origin}
+            for q in plan.training
+            for (kind, source), label in q.labels.items()
+        ],
         "notes": plan.notes,
         "runs": [
             {

@@ -9,6 +9,9 @@ class Watch:
     def begin(self, runs: int, done: int, work: float) -> None:
         """`done` of `runs` are finished; the rest is `work` questions' worth."""
 
+    def progress(self, text: str, done: int, total: int) -> None:
+        """So much of a task before the runs, such as labelling, is done."""
+
     def say(self, text: str) -> None:
         """What is going on now."""
 

@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 from lessonplan.evaluation.predict import predictions, primary
 from lessonplan.models import NUMERICS
 from lessonplan.models.rows import Row, rows_digest
+from lessonplan.study.files import new_folder, write_table, write_text
 from lessonplan.study.plan import Evaluation, ModelPlan, Plan, Run
-from lessonplan.study.store import TUNING, Folder, new_folder, write_table, write_text
+from lessonplan.study.store import TUNING, Folder
 from lessonplan.study.watch import Watch
 from lessonplan.training.schedule import received
 

@@ -1,0 +1,169 @@
+"""Label tables: joined to the questions by id, and read as difficulty or category."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lessonplan.data import tables
+from lessonplan.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+KEYS = ("id", "line")  # line: 0-based row number, which is the id of questions that came without
+
+
+class Joined(NamedTuple):
+    """A table and where each question stands in it.
+
+    Attributes:
+        table: the whole table.
+        key: the column that names the question.
+        row: 0-based row of the table for each question, int64[n]; -1 where it has none.
+        notes: sentences on rows that are about no question.
+    """
+
+    table: tables.Table
+    key: str
+    row: NDArray[np.int64]
+    notes: list[str]
+
+
+def join(questions: Dataset, path: str | os.PathLike[str], key: str | None = None) -> Joined:
+    """Find each question's row in a table.
+
+    Args:
+        questions: the questions.
+        path: a CSV, JSONL, JSON or Parquet file.
+        key: the column that holds question ids; by default ``"id"``, or ``"line"`` (0-based row
+            numbers, which are the ids of questions that came without).
+
+    Raises:
+        InputError: as `lessonplan.data.tables.read_table`; no key column; an empty key; an id that
+            comes twice; no id that matches.
+    """
+    table = tables.read_table(path)
+    if key is None:
+        key = next((k for k in KEYS if k in table.columns), None)
+        if key is None:
+            raise InputError(
+                f"{path} has no column 'id' or 'line' that says which question a row is about. "
+                f"Name it with key; the columns are: {', '.join(table.columns)}."
+            )
+    elif key not in table.columns:
+        raise InputError(tables.missing_column(path, key, table.columns))
+
+    place = {identifier: i for i, identifier in enumerate(questions["id"])}
+    found = np.full(len(place), -1, dtype=np.int64)
+    seen: set[str] = set()
+    unknown = []
+    for row, cell in enumerate(table.columns[key]):
+        identifier = cell_text(cell)
+        if not identifier:
+            raise InputError(f"{path}, {table.place(row)}: {key} is empty.")
+        if identifier in seen:
+            raise InputError(f"{path}, {table.place(row)}: {key} {identifier!r} comes twice.")
+        seen.add(identifier)
+        if identifier in place:
+            found[place[identifier]] = row
+        else:
+            unknown.append(identifier)
+    if len(unknown) == len(seen):
+        raise InputError(
+            f"No {key} of {path} is the id of a question. There they are like "
+            f"{', '.join(map(repr, unknown[:3])) or 'nothing, the table is empty'}; the questions "
+            f"have {', '.join(map(repr, list(place)[:3]))}."
+        )
+    notes = []
+    if unknown:
+        notes.append(
+            f"{len(unknown)} of {len(seen)} rows of {path} are about no question of this set "
+            f"(for instance {key} {unknown[0]!r})."
+        )
+    return Joined(table, key, found, notes)
+
+
+def read_labels(
+    questions: Dataset,
+    path: str | os.PathLike[str],
+    kind: Literal["difficulty", "category"],
+    *,
+    column: str | None = None,
+    key: str | None = None,
+) -> tuple[NDArray[np.float64] | list[str | None], list[str], list[str]]:
+    """Read a label of each question from a table.
+
+    Args:
+        questions: the questions.
+        path: a CSV, JSONL, JSON or Parquet file, with a row a question.
+        kind: ``"difficulty"`` or ``"category"``.
+        column: the column of labels; by default the one that is named like `kind`.
+        key: as `join`.
+
+    Returns:
+        The labels, in the order of the questions: for a difficulty float64[n], in whatever range
+        the table has, NaN where missing; for a category n texts, None where missing.
+        Then sentences on what did not match.
+        Then the distinct texts of the table's column ``"uninformative"``, if it has one: there, a
+        table that lessonplan wrote says that the labelling model did no better than chance.
+
+    Raises:
+        InputError: as `join`; no such column; a difficulty that is no finite number; a category
+            that is a list or object; no label at all.
+    """
+    joined = join(questions, path, key)
+    columns = joined.table.columns
+    name = kind if column is None else column
+    if name not in columns:
+        hint = " Name the column of labels with column." if column is None else ""
+        raise InputError(tables.missing_column(path, name, columns) + hint)
+    cells = [columns[name][row] if row >= 0 else None for row in joined.row]
+    missing = sum(map(tables.is_missing, cells))
+    if missing == len(cells):
+        raise InputError(f"{path}: the column {name!r} has no {kind} for any question.")
+
+    values: NDArray[np.float64] | list[str | None]
+    if kind == "difficulty":
+        numbers = np.array([_number(cell) for cell in cells])
+        fits = np.isfinite(numbers) | np.array([tables.is_missing(cell) for cell in cells])
+        expected = "a difficulty as a finite number, or an empty cell where there is none"
+        values = numbers
+    else:
+        fits = np.array([not isinstance(cell, (list, dict)) for cell in cells])
+        expected = "a category as text"
+        values = [cell_text(cell) or None for cell in cells]
+    if not fits.all():
+        i = int(np.argmin(fits))
+        raise InputError(
+            f"{path}, {joined.table.place(joined.row[i])}, column {name!r}: expected {expected}; "
+            f"found {cells[i]!r}."
+        )
+
+    notes = list(joined.notes)
+    if missing:
+        notes.append(f"{missing} of {len(cells)} questions have no {kind} in {path}.")
+    sentences = [cell_text(cell) for cell in columns.get("uninformative", [])]
+    return values, notes, [sentence for sentence in dict.fromkeys(sentences) if sentence]
+
+
+def cell_text(cell: Any) -> str:
+    """Return a cell as text: without outer white space, empty where it is missing."""
+    if tables.is_missing(cell):
+        return ""
+    if isinstance(cell, float) and cell.is_integer():
+        # Parquet and JSON give whole numbers as floats in a column with gaps.
+        return str(int(cell))
+    return str(cell).strip()
+
+
+def _number(cell: Any) -> float:
+    """Return a cell as a number, NaN where it is missing or none."""
+    try:
+        return math.nan if isinstance(cell, bool) else float(cell)
+    except (TypeError, ValueError):
+        return math.nan

@@ -1,0 +1,433 @@
+"""Labels of a training set, made as the study file says.
+
+What costs time (a model's view of the options, a server's answers, embeddings, clusters, a
+fine-tuning watched) is kept in a folder under a name that digests all that it follows from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lessonplan.data.tables import missing_column
+from lessonplan.errors import InputError
+from lessonplan.labels import label_column, read_answers
+from lessonplan.labels.answers import difficulty_from_share
+from lessonplan.labels.clusters import ClusterSettings, cluster
+from lessonplan.labels.dynamics import cartography
+from lessonplan.labels.embedding import cluster_texts, embed
+from lessonplan.labels.endpoint import Endpoint, parse_endpoint
+from lessonplan.labels.label import Kind, Label, checked
+from lessonplan.labels.tables import read_labels
+from lessonplan.labels.views import (
+    MEASURES,
+    View,
+    accuracy_over_chance,
+    endpoint_view,
+    local_view,
+    measured,
+    text_length,
+    view_rows,
+)
+from lessonplan.models import NUMERICS
+from lessonplan.models.loading import check_length, fingerprint, load, load_tokenizer, resolve
+from lessonplan.models.rows import rows_digest
+from lessonplan.study.config import LabelSpec, ModelSpec, changed_recipe
+from lessonplan.study.files import digest, read_table, write_table
+from lessonplan.study.watch import Watch
+from lessonplan.training.dynamics import training_dynamics
+from lessonplan.training.recipe import Recipe, Scoring
+
+DYNAMICS = ("confidence", "variability")
+
+
+def make_label(
+    kind: Kind,
+    spec: LabelSpec,
+    questions: Any,
+    *,
+    name: str,
+    folder: Path,
+    recipe: Recipe,
+    scoring: Scoring,
+    models: Sequence[ModelSpec] = (),
+    watch: Watch | None = None,
+) -> Label:
+    """Return a label of a question `Dataset`.
+
+    Args:
+        kind: "difficulty" or "category".
+        spec: where the label comes from.
+        questions: all questions of a training set, with the columns that `spec` names.
+        name: what to call them in messages.
+        folder: where work is kept and looked for.
+        recipe, scoring: of the study: how models are loaded, tuned and read.
+        models: the study's models, which measure difficulty where `spec` names none.
+        watch: is told what goes on.
+
+    Raises:
+        InputError: labels that cannot be had or say nothing; a labelling model that does no better
+            than guessing, unless `spec` allows it.
+    """
+    watch = watch or Watch()
+    if spec.table is not None:
+        label = _from_table(kind, spec, questions)
+    elif spec.answers is not None:
+        values, notes = read_answers(questions, spec.answers, key=spec.key, method=spec.method)
+        how = {"share": "share wrong"}.get(spec.method, f"{spec.method.upper()} model")
+        label = Label("difficulty", values, f"{how} in {Path(spec.answers).name}", notes)
+    elif spec.share_right is not None:
+        values = difficulty_from_share(questions, spec.share_right)
+        label = Label("difficulty", values, f"1 minus the share right in {spec.share_right!r}")
+    elif spec.cluster is not None:
+        label = _from_clusters(spec, questions, folder, recipe.threads, watch)
+    elif spec.measure == "length":
+        label = Label("difficulty", text_length(questions), "length of question and options")
+    elif spec.measure in DYNAMICS:
+        label = _from_dynamics(spec, questions, folder, recipe, scoring, models, watch)
+    elif spec.measure is not None:
+        label = _from_views(spec, questions, folder, recipe, scoring, models, watch)
+    else:
+        assert spec.column is not None
+        label = column_label(kind, spec.column, questions, name)
+    label = checked(label, name)
+    if label.uninformative and not spec.allow_uninformative:
+        raise InputError(
+            f"{name}: {' '.join(label.uninformative)} A difficulty from it says nothing of the "
+            "questions. Take a better model, or set allow_uninformative: true."
+        )
+    return label
+
+
+def column_label(kind: Kind, column: str, questions: Any, name: str) -> Label:
+    """Return a column of the questions as a label.
+
+    Raises:
+        InputError: there is no such column, or for a difficulty it holds no numbers.
+    """
+    names = questions.column_names
+    if column not in names:
+        raise InputError(missing_column(name, column, names))
+    values = questions[column][:]
+    origin = f"column {column!r}"
+    if kind == "category":
+        return Label(kind, [None if value is None else str(value) for value in values], origin)
+    if all(value is None for value in values):
+        return Label(kind, np.full(len(values), np.nan), origin)
+    numbers = label_column(questions, column)
+    if numbers.dtype == object:
+        raise InputError(f"{name}: the column {column!r} holds no numbers, so it is no difficulty.")
+    return Label(kind, numbers.astype(np.float64), origin)
+
+
+def _from_table(kind: Kind, spec: LabelSpec, questions: Any) -> Label:
+    assert spec.table is not None
+    values, notes, uninformative = read_labels(
+        questions, spec.table, kind, column=spec.column, key=spec.key
+    )
+    return Label(kind, values, f"table {Path(spec.table).name}", notes, uninformative)
+
+
+# By models
+
+
+def _from_views(
+    spec: LabelSpec,
+    questions: Any,
+    folder: Path,
+    recipe: Recipe,
+    scoring: Scoring,
+    models: Sequence[ModelSpec],
+    watch: Watch,
+) -> Label:
+    answers = np.asarray(questions["answer"][:], dtype=np.int64)
+    form = spec.form or scoring.form
+    if form == "cloze" and scoring.score == "unconditional":
+        raise InputError(
+            "Labels by models compare options by sum, per_token or per_byte, not unconditional. "
+            "Set form: letter for this label, or another scoring.score."
+        )
+    if form != scoring.form:
+        scoring = Scoring(form=form)
+    views = []
+    for model in _models(spec, models):
+        endpoint = parse_endpoint(model.model)
+        if endpoint is not None:
+            if spec.form == "cloze":
+                raise InputError(
+                    f"{endpoint.model} is behind a server, which is asked for letters alone; "
+                    "form: cloze is for models that run here."
+                )
+            views.append(_served_view(endpoint, spec, questions, folder, scoring, watch))
+        else:
+            own = changed_recipe(recipe, model.recipe)
+            views.append(_own_view(model, questions, answers, folder, own, scoring, watch))
+    measure: Any = spec.measure
+    each = [measured(view, measure, answers) for view in views]
+    details: dict[str, Any] = {}
+    notes: list[str] = []
+    uninformative: list[str] = []
+    for view, difficulty in zip(views, each, strict=True):
+        right = [p[a] for p, a in zip(view.probabilities, answers, strict=True)]
+        details[f"right: {view.model}"] = pa.array(right, from_pandas=True)
+        if len(views) > 1:
+            details[f"{measure}: {view.model}"] = pa.array(difficulty, from_pandas=True)
+        if view.missing.any():
+            details[f"missing: {view.model}"] = view.missing
+        share, low, chance = accuracy_over_chance(view, answers)
+        found = f"{view.model} chooses the right option of {share:.1%} of the questions"
+        if low > chance:
+            notes.append(f"{found}, guessing of {chance:.1%}.")
+        else:
+            uninformative.append(f"{found}, no better than guessing ({chance:.1%}).")
+        if view.tokens:
+            notes.append(f"{view.model} read and wrote {view.tokens:,} tokens.")
+        notes += view.notes
+    origin = f"{MEASURES[measure]}, {' and '.join(view.model for view in views)}, {form}"
+    return Label(
+        "difficulty", np.mean(each, axis=0), origin, notes + uninformative, uninformative, details
+    )
+
+
+def _models(spec: LabelSpec, models: Sequence[ModelSpec]) -> list[ModelSpec]:
+    """Return the models to ask, with what the study says of those that are its own."""
+    if not spec.models:
+        return list(models)
+    own = {name: model for model in models for name in (model.model, model.name) if name}
+    return [own.get(name, ModelSpec(model=name)) for name in spec.models]
+
+
+def _own_view(
+    model: ModelSpec,
+    questions: Any,
+    answers: NDArray[np.int64],
+    folder: Path,
+    recipe: Recipe,
+    scoring: Scoring,
+    watch: Watch,
+) -> View:
+    """Score the options with a model that runs here, or take it from an earlier time."""
+    home = resolve(model.model)
+    check_length(home, recipe.max_tokens, model.title)
+    tokenizer = load_tokenizer(home, trust_remote_code=model.trust_remote_code)
+    rows = view_rows(
+        tokenizer,
+        questions,
+        scoring.form,
+        template=scoring.template,
+        max_tokens=recipe.max_tokens,
+    )
+    score = "sum" if scoring.form == "letter" else scoring.score
+    identity = {
+        "view": NUMERICS,
+        "model": fingerprint(home),
+        "rows": rows_digest(rows),
+        "answers": answers.tolist(),
+        "score": score,
+        **recipe.model_dump(include={"dtype", "quantization", "device", "threads"}),
+    }
+    file = folder / f"view-{digest(identity)}.parquet"
+    if not file.is_file():
+        view = _score(model, home, rows, answers, recipe, scoring.form, score, watch)
+        write_table(
+            file,
+            pa.table(
+                {
+                    "id": questions["id"][:],
+                    "probabilities": [p.tolist() for p in view.probabilities],
+                    "loss": view.loss,
+                }
+            ),
+        )
+    kept = read_table(file)
+    return View(
+        model.title,
+        [np.array(p) for p in kept["probabilities"].to_pylist()],
+        kept["loss"].to_numpy(),
+        np.zeros(len(kept), dtype=np.int64),
+    )
+
+
+def _score(
+    model: ModelSpec,
+    home: Path,
+    rows: Any,
+    answers: NDArray[np.int64],
+    recipe: Recipe,
+    form: Literal["cloze", "letter"],
+    score: str,
+    watch: Watch,
+) -> View:
+    import torch
+
+    from lessonplan.models.engine import Engine
+
+    torch.set_num_threads(recipe.threads)
+    loaded = load(
+        str(home),
+        dtype=recipe.dtype,
+        quantization=recipe.quantization,
+        device=recipe.device,
+        trust_remote_code=model.trust_remote_code,
+    )
+    engine = Engine(loaded.network)
+    text = f"difficulty by {model.title}"
+    return local_view(
+        engine,
+        rows,
+        answers,
+        form,
+        score,
+        name=model.title,
+        on_rows=_counter(watch, text, len(rows)),
+    )
+
+
+def _served_view(
+    endpoint: Endpoint,
+    spec: LabelSpec,
+    questions: Any,
+    folder: Path,
+    scoring: Scoring,
+    watch: Watch,
+) -> View:
+    asked = Endpoint(endpoint.model, endpoint.url, **spec.endpoint.model_dump())
+    log = folder / f"answers-{digest([asked.url, asked.model, asked.api, asked.top])}.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    prompts = sum(map(len, questions["options"]))
+    text = f"difficulty by {asked.model} at {asked.url}"
+    return endpoint_view(
+        asked,
+        questions,
+        log,
+        template=scoring.template,
+        on_answers=lambda done: watch.progress(text, done, prompts),
+    )
+
+
+def _from_dynamics(
+    spec: LabelSpec,
+    questions: Any,
+    folder: Path,
+    recipe: Recipe,
+    scoring: Scoring,
+    models: Sequence[ModelSpec],
+    watch: Watch,
+) -> Label:
+    answers = questions["answer"][:]
+    found = []
+    chosen = _models(spec, models)
+    for model in chosen:
+        if parse_endpoint(model.model) is not None:
+            raise InputError(
+                f"measure: {spec.measure} fine-tunes its model, so it must run here; "
+                f"{model.model} does not."
+            )
+        own = changed_recipe(recipe, model.recipe)
+        identity = {
+            "dynamics": NUMERICS,
+            "model": fingerprint(resolve(model.model)),
+            "questions": questions["question"][:],
+            "options": questions["options"][:],
+            "answers": answers[:],
+            "recipe": own.model_dump(),
+            "scoring": scoring.model_dump(),
+        }
+        file = folder / f"dynamics-{digest(identity)}.parquet"
+        if not file.is_file():
+            text = f"fine-tuning {model.title} once, to see what it finds hard"
+            total = len(questions) * own.epochs
+
+            def on_step(seen: int, text: str = text, total: int = total) -> None:
+                watch.progress(text, seen, total)
+
+            right = training_dynamics(
+                questions,
+                model.model,
+                recipe=own,
+                scoring=scoring,
+                trust_remote_code=model.trust_remote_code,
+                on_step=on_step,
+            )
+            write_table(file, pa.table({"id": questions["id"][:], "right": list(right.T)}))
+        found.append(np.array(read_table(file)["right"].to_pylist()).T)
+    pairs = [cartography(right) for right in found]
+    confidence = np.mean([c for c, _ in pairs], axis=0)
+    variability = np.mean([v for _, v in pairs], axis=0)
+    # A spread of probabilities is at most 1/2.
+    difficulty = 1 - confidence if spec.measure == "confidence" else 2 * variability
+    words = {"confidence": "1 minus the mean probability of the right option", "variability":
+             "spread of the probability of the right option"}  # fmt: skip
+    return Label(
+        "difficulty",
+        difficulty,
+        f"{words[str(spec.measure)]} along a fine-tuning in random order, "
+        + " and ".join(model.title for model in chosen),
+        details={"confidence": confidence, "variability": variability},
+    )
+
+
+# By clustering
+
+
+def _from_clusters(
+    spec: LabelSpec, questions: Any, folder: Path, threads: int, watch: Watch
+) -> Label:
+    assert spec.cluster is not None
+    wanted = spec.cluster
+    texts = cluster_texts(questions, wanted.embed)
+    watch.progress(f"embedding {len(texts)} questions", 0, wanted.trials)
+    vectors = embed(texts, wanted.embedder, cache=folder, threads=threads)
+    settings = ClusterSettings(trials=wanted.trials, noise=wanted.noise, seed=wanted.seed)
+    identity = {
+        "vectors": hashlib.sha256(vectors.tobytes()).hexdigest(),
+        "texts": texts,
+        **vars(settings),
+    }
+    file = folder / f"clusters-{digest(identity)}.parquet"
+    if not file.is_file():
+        step = _counter(watch, "clustering", wanted.trials)
+        found = cluster(vectors, texts, settings, on_trial=lambda _: step(1))
+        table = pa.table(
+            {
+                "id": questions["id"][:],
+                "category": found.categories,
+                "cluster": found.cluster,
+                "membership": found.membership,
+                "x": found.place[:, 0].astype(np.float64),
+                "y": found.place[:, 1].astype(np.float64),
+            }
+        )
+        told = {"notes": found.notes, "parameters": found.parameters, "cost": found.cost}
+        write_table(file, table.replace_schema_metadata({"lessonplan": json.dumps(told)}))
+    kept = read_table(file)
+    told = json.loads(kept.schema.metadata[b"lessonplan"])
+    parameters = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in told["parameters"].items())
+    return Label(
+        "category",
+        kept["category"].to_pylist(),
+        f"clusters of {wanted.embedder} embeddings (UMAP and HDBSCAN: {parameters})",
+        told["notes"],
+        details={name: kept[name] for name in ("cluster", "membership")},
+        place=np.stack([kept["x"].to_numpy(), kept["y"].to_numpy()], axis=1),
+    )
+
+
+def _counter(watch: Watch, text: str, total: int) -> Callable[[int], None]:
+    """Return a function that is told how much more is done."""
+    done = 0
+    watch.progress(text, 0, total)
+
+    def more(count: int) -> None:
+        nonlocal done
+        done += count
+        watch.progress(text, done, total)
+
+    return more
