@@ -159,7 +159,7 @@ BAD = {
     ),
     "label that a study lacks": (
         "study study.yaml -o NEW --set training=bare.jsonl",
-        "strategy blocked (category 'given'): 48 of 48 questions have no category",
+        "bare, difficulty 'given': no question has a difficulty (column 'difficulty'). Take",
     ),
     "difficulty that is text": (
         "order train.jsonl -s curriculum --difficulty category -o NEW.jsonl",

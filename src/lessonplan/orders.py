@@ -223,7 +223,7 @@ def _categories(strategy: str, category: ArrayLike | None) -> tuple[Keys, list[A
     """Return the code of each question's category ``[n]``, and the sorted category values."""
     if category is None:
         raise InputError(f"The strategy {strategy} needs a category for every question.")
-    import pyarrow as pa  # hashes 10 million strings in a second, where numpy.unique sorts them
+    import pyarrow as pa  # hashes strings, where numpy.unique would sort all 10 million of them
 
     try:
         encoded = _arrow(category).dictionary_encode()
@@ -245,7 +245,8 @@ def _categories(strategy: str, category: ArrayLike | None) -> tuple[Keys, list[A
             f"{int(missing.argmax())}), and {strategy} needs one for each. Label them or leave "
             "them out; they are never dropped silently."
         )
-    # A dictionary that was given may hold values that no question has, and some more than once.
+    # A dictionary that was given may hold a value twice, and values that no question has: these get
+    # no code (the 0 stands unused).
     names = sorted({name for name, is_used in zip(listed, used, strict=True) if is_used})
     code = {name: i for i, name in enumerate(names)}
     codes = np.array([code.get(name, 0) for name in listed], dtype=_narrowest(len(names)))
@@ -396,7 +397,7 @@ def _sorted(rows: Indices, keys: Keys) -> Indices:
     """Return a permutation of the rows, stably sorted by the keys, ``[n]`` by row number.
 
     NumPy sorts up to 16 bits by radix. Wider integers it sorts with vector instructions, but as
-    values only: their stable argsort is a merge sort, five times slower. So wide keys are sorted
+    values only: their stable argsort is a merge sort, several times slower. So wide keys are sorted
     here by digits, the least significant first, each joined with its position in one 64-bit
     integer: sorting these sorts by the digit, equal ones by position, and leaves the positions. For
     10 million keys of 64 bits, two digits of up to 40 bits do.
@@ -404,14 +405,13 @@ def _sorted(rows: Indices, keys: Keys) -> Indices:
     if keys.itemsize <= 2 or len(keys) == 0:
         return rows[np.argsort(keys[rows], kind="stable")]
     keys = keys.astype(np.int64, copy=False)
-    digits = (keys - keys.min()).view(np.uint64)  # from 0; where the difference wraps, it should
-    position = np.arange(len(rows), dtype=np.uint64)
-    position_bits = int(position[-1]).bit_length()
+    digits = (keys - keys.min()).view(np.uint64)  # may overflow int64, not uint64
+    position_bits = (len(rows) - 1).bit_length()
     for shift in range(0, int(digits.max()).bit_length(), 64 - position_bits):
         joined = digits[rows]
         joined >>= np.uint64(shift)
         joined <<= np.uint64(position_bits)  # higher digits fall off
-        joined |= position
+        joined |= np.arange(len(rows), dtype=np.uint64)
         joined.sort()
         joined &= np.uint64((1 << position_bits) - 1)
         rows = rows[joined.view(np.int64)]

@@ -27,7 +27,7 @@ NAME_WORDS = 3
 # fmt: off
 ASKING = [
     "answer", "associated", "best", "called", "common", "commonly", "correct", "did",
-    "does", "except", "false", "following", "given", "include", "includes", "including",
+    "does", "except", "false", "following", "given", "having", "include", "includes", "including",
     "incorrect", "known", "likely", "option", "options", "question", "regarding",
     "related", "seen", "statement", "statements", "true", "used",
 ]

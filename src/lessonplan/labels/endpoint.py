@@ -345,7 +345,16 @@ def _answer_key(endpoint: Endpoint, prompt: str) -> str:
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
-def _secret(endpoint: Endpoint) -> tuple[str | None, str]:
+class _Secret(str):
+    """A key that debuggers and tracebacks with variables do not show."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'[key]'"
+
+
+def _secret(endpoint: Endpoint) -> tuple[_Secret | None, str]:
     """Return the key, or None, and the variable that it is in or should be in."""
     parts = _split(endpoint.url)
     openai = parts.hostname == OPENAI_HOST and parts.scheme == "https"
@@ -357,7 +366,7 @@ def _secret(endpoint: Endpoint) -> tuple[str | None, str]:
         )
     if endpoint.key_variable is None and openai and not os.environ.get(KEY_VARIABLE):
         variable = OPENAI_VARIABLE
-    secret = os.environ.get(variable, "").strip()
+    secret = _Secret(os.environ.get(variable, "").strip())
     if not secret:
         if endpoint.key_variable is not None:
             raise InputError(f"The environment variable {variable} is to hold a key, and is empty.")
@@ -439,9 +448,7 @@ def _log_entry(line: bytes) -> tuple[str, _Answer]:
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
     """Run a coroutine to its end, in a thread of its own where an event loop is running already."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _in_event_loop():
         asyncio.run(main)
         return
     failure: list[BaseException] = []
@@ -460,7 +467,9 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
     thread = threading.Thread(target=work, name="lessonplan-endpoint")
     thread.start()
     try:
-        thread.join()
+        # Not one long wait: a signal that reaches another thread does not wake this one.
+        while thread.is_alive():
+            thread.join(0.1)
     except BaseException:  # Ctrl-C arrives here, and the thread knows nothing of it
         for loop, task in started:
             if task is not None and not loop.is_closed():
@@ -469,6 +478,14 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
         raise
     if failure:
         raise failure[0]
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 class _Again(Exception):
@@ -497,7 +514,7 @@ class _Session:
     endpoint: Endpoint
     client: httpx.AsyncClient
     place: str
-    secret: str | None
+    secret: _Secret | None
     variable: str
     limit: str = "max_tokens"
     next_turn: float = 0.0
@@ -505,7 +522,7 @@ class _Session:
 
 async def _ask_all(
     endpoint: Endpoint,
-    secret: str | None,
+    secret: _Secret | None,
     variable: str,
     pending: Mapping[str, str],
     keep: Callable[[str, _Answer], None],

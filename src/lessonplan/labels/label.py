@@ -64,7 +64,10 @@ def checked(label: Label, name: str) -> Label:
     """
     missing = label.missing
     if missing.all():
-        raise InputError(f"{name}: no question has a {label.kind} ({label.origin}).")
+        raise InputError(
+            f"{name}: no question has a {label.kind} ({label.origin}). Take another source under "
+            f"labels.{label.kind}, or leave out the strategies that use it."
+        )
     if not isinstance(label.values, list):
         present = label.values[~missing]
         if len(present) > 1 and np.ptp(present) == 0:

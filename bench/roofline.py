@@ -1,0 +1,123 @@
+"""How much arithmetic a fine-tuning needs, and how fast this machine does such arithmetic.
+
+Counted are the products of the linear layers, two operations for each multiply-add: forward, back
+to the inputs wherever something trained lies below, and for the gradients of the adapters. Padding
+is no work, and attention is left out; so the share of the machine's rate that is reached is a lower
+bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.compare import seconds
+from lessonplan.models.rows import Row
+
+
+def layer_shapes(network: Any) -> list[dict[str, tuple[int, int]]]:
+    """Return the (inputs, outputs) of the linear layers of each decoder layer, by name."""
+    return [
+        {
+            name.removesuffix(".base").rsplit(".", 1)[-1]: (module.in_features, module.out_features)
+            for name, module in layer.named_modules()
+            if isinstance(module, nn.Linear)
+        }
+        for layer in network.base_model.layers
+    ]
+
+
+def body_work(network: Any, tokens: int, *, tuned: int, rank: int, run: int) -> float:
+    """Return the operations of the decoder's linear layers, adapters included.
+
+    Args:
+        network: a Transformers causal language model.
+        tokens: how many tokens are fed.
+        tuned: how many of the top layers carry an adapter.
+        rank: of the adapter.
+        run: how many of the top layers are run at all.
+    """
+    layers = layer_shapes(network)
+    total = 0
+    for depth, layer in enumerate(layers):
+        from_top = len(layers) - depth
+        for name, (inputs, outputs) in layer.items():
+            # Nothing trained lies below what the lowest tuned attention reads.
+            back = from_top < tuned or (
+                from_top == tuned and name not in ("q_proj", "k_proj", "v_proj")
+            )
+            if from_top <= run:
+                total += inputs * outputs * (1 + back)
+            if from_top <= tuned:
+                # A x and B (A x); the gradients of A, of B, of A x; and, where needed, of x.
+                total += rank * ((inputs + outputs) + (inputs + 2 * outputs) + back * inputs)
+    return 2.0 * tokens * total
+
+
+def head_work(network: Any, places: int, products: int) -> float:
+    """Return the operations of so many products of the vocabulary's projection at some places."""
+    head = network.get_output_embeddings()
+    return 2.0 * places * head.in_features * head.out_features * products
+
+
+def ours_work(network: Any, rows: Sequence[Row], *, tuned: int, rank: int) -> float:
+    """Tuned layers alone, and the projection where an answer's token is predicted, there and back.
+
+    The layers below the tuned ones are `lower_work`.
+    """
+    tokens = sum(len(row) for row in rows)
+    reads = sum(len(row.read) for row in rows)
+    return body_work(network, tokens, tuned=tuned, rank=rank, run=tuned) + head_work(
+        network, reads, 2
+    )
+
+
+def lower_work(network: Any, rows: Sequence[Row], *, tuned: int) -> float:
+    tokens = sum(len(row) for row in rows)
+    depth = len(layer_shapes(network))
+    kept = body_work(network, tokens, tuned=0, rank=0, run=depth)
+    return kept - body_work(network, tokens, tuned=0, rank=0, run=tuned)
+
+
+def peer_work(network: Any, rows: Sequence[Row], *, tuned: int, rank: int) -> float:
+    """All layers, and the projection at every token, where TRL computes it: forward, again, back.
+
+    TRL feeds the last token of an answer, too, from which nothing is predicted.
+    """
+    tokens = sum(len(row) for row in rows)
+    fed = tokens + len(rows)
+    depth = len(layer_shapes(network))
+    return body_work(network, fed, tuned=tuned, rank=rank, run=depth) + head_work(
+        network, tokens, 3
+    )
+
+
+class Products:
+    """The frozen products of all decoder layers, forward and back to the inputs; nothing else.
+
+    All layers are gone through, as in a step, so their weights come from memory.
+    """
+
+    def __init__(self, network: Any, tokens: int) -> None:
+        self.weights = [
+            module.weight.detach()
+            for layer in network.base_model.layers
+            for module in layer.modules()
+            if isinstance(module, nn.Linear)
+        ]
+        sizes = {size for weight in self.weights for size in weight.shape}
+        self.batch = {size: torch.randn(tokens, size) for size in sizes}
+        self.work = 4.0 * tokens * sum(weight.numel() for weight in self.weights)
+
+    def run(self) -> float:
+        return seconds(self._run)
+
+    @torch.no_grad()
+    def _run(self) -> None:
+        for weight in self.weights:
+            outputs, inputs = weight.shape
+            nn.functional.linear(self.batch[inputs], weight)
+            torch.mm(self.batch[outputs], weight)

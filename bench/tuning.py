@@ -1,0 +1,379 @@
+"""Fine-tuning against TRL's SFTTrainer: the same rows, order, adapter and steps.
+
+Both start from the same adapter (ours, in PEFT's format) and make the same steps of AdamW under the
+same learning rates, with a loss that is the mean over the answers' tokens in a step. Timed is the
+loop alone: loading and tokenising are left out for both, and both have run once before.
+
+TRL gets pre-tokenised rows, sequential sampling, no gradient checkpointing and no bfloat16 (its
+defaults are to have both), no evaluation, checkpoints, logging or progress bar.
+
+TRL 1.16 projects the answers' positions alone where it has Triton, that is on GPUs; on a CPU it
+projects every position. What it would take with its GPU's way is measured, too (`peer_compact`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bench.compare import (
+    Seconds,
+    agreement,
+    peak_memory,
+    peak_memory_here,
+    ratios,
+    seconds,
+    spread,
+    take_turns,
+)
+from bench.roofline import Products, lower_work, ours_work, peer_work
+from lessonplan.data import load_questions, sample
+from lessonplan.models.loading import load, load_tokenizer, resolve
+from lessonplan.models.lora import add_adapter, remove_adapter
+from lessonplan.models.rows import Row, question_texts, token_rows
+from lessonplan.training import Recipe
+from lessonplan.training.train import prepare
+from lessonplan.training.tune import TuningLog, tune
+
+MODEL = "smollm2-135m"
+TOP = 8  # of 30 layers
+STUDY = 12  # runs that share their lower layers
+SEED = 0
+LIMIT = 1e-4  # nats, of a step's loss
+
+
+def recipe_of(layers: int | str, threads: int) -> Recipe:
+    adapter = {"rank": 16, "alpha": 64, "dropout": 0, "layers": layers}
+    return Recipe(loss="answer", weight="token", batch_size=8, threads=threads, adapter=adapter)
+
+
+def answer_rows(n: int, recipe: Recipe) -> list[Row]:
+    """Return the token rows of n questions, each followed by its right answer."""
+    questions = sample(load_questions("icd10cm", split="train"), n, SEED)
+    texts = question_texts(questions, "cloze", only_answer=True)
+    return token_rows(load_tokenizer(resolve(MODEL)), texts, max_tokens=recipe.max_tokens)
+
+
+# Ours
+
+
+@dataclass
+class Ours:
+    """A model with a fresh adapter, and the rows it is tuned on."""
+
+    recipe: Recipe
+    rows: list[Row]
+
+    def __post_init__(self) -> None:
+        self.model, self.engine, self.adapter = prepare(MODEL, self.recipe)
+        self.hidden: Any = None
+
+    def lower(self) -> None:
+        self.hidden = self.engine.lower(self.rows)
+
+    def run(self, order: NDArray[np.int64], seed: int = SEED) -> TuningLog:
+        return tune(
+            self.engine, self.adapter, self.rows, order, self.recipe, seed=seed, hidden=self.hidden
+        )
+
+
+# The peer
+
+
+class Peer:
+    """The same model under PEFT and TRL. `run` makes a new trainer each time."""
+
+    def __init__(self, recipe: Recipe, rows: Sequence[Row]) -> None:
+        from datasets import Dataset
+        from peft import PeftModel
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        torch.set_num_threads(recipe.threads)
+        self.recipe = recipe
+        self.model = load(MODEL)
+        shape = recipe.adapter
+        adapter = add_adapter(
+            self.model.network,
+            rank=shape.rank,
+            alpha=shape.alpha,
+            dropout=shape.dropout,
+            layers=None if shape.layers == "all" else shape.layers,
+        )
+        adapter.reset(SEED)
+        with tempfile.TemporaryDirectory() as folder:
+            adapter.save(Path(folder), MODEL)
+            remove_adapter(self.model.network, adapter)
+            self.network = PeftModel.from_pretrained(self.model.network, folder, is_trainable=True)
+        self.trained = [p for p in self.network.parameters() if p.requires_grad]
+        self.start = [p.detach().clone() for p in self.trained]
+        whole = [np.append(row.ids, row.target[-1]) for row in rows]
+        self.dataset = Dataset.from_dict(
+            {
+                "input_ids": whole,
+                "labels": [
+                    np.append(np.full(len(ids) - len(row.target), -100), row.target)
+                    for ids, row in zip(whole, rows, strict=True)
+                ],
+            }
+        )
+
+    def run(self, order: NDArray[np.int64]) -> float:
+        """Tune on rows in an order and return the seconds that the training loop took."""
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+            for parameter, value in zip(self.trained, self.start, strict=True):
+                parameter.copy_(value)
+            trainer = self._trainer(self.dataset.select(order), folder)
+            with torch.enable_grad():
+                return seconds(trainer.train)
+
+    def _trainer(self, dataset: Any, folder: str) -> Any:
+        from transformers import PrinterCallback
+        from trl import SFTConfig, SFTTrainer
+
+        recipe = self.recipe
+        config = SFTConfig(
+            output_dir=folder,
+            per_device_train_batch_size=recipe.batch_size,
+            num_train_epochs=1,
+            train_sampling_strategy="sequential",
+            learning_rate=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            lr_scheduler_type=recipe.schedule,
+            warmup_steps=0,
+            max_grad_norm=recipe.max_grad_norm,
+            gradient_checkpointing=False,
+            bf16=False,
+            use_cpu=True,
+            max_length=None,
+            packing=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            dataloader_pin_memory=False,
+            logging_strategy="no",
+            save_strategy="no",
+            eval_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = SFTTrainer(
+            self.network, config, train_dataset=dataset, processing_class=self.model.tokenizer
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+    def losses(self, order: NDArray[np.int64]) -> tuple[NDArray[np.float64], float]:
+        """Tune, and return the mean loss of the questions in each step, and the seconds."""
+        found = []
+
+        def note(_module: Any, _inputs: Any, out: Any) -> None:
+            tokens = out.label_mask.sum(1)
+            found.append((-out.log_probs.detach().sum(1) / tokens).double().mean().item())
+
+        handle = self.network.register_forward_hook(note)
+        taken = self.run(order)
+        handle.remove()
+        return np.array(found), taken
+
+
+@contextlib.contextmanager
+def projecting_answers_alone() -> Iterator[None]:
+    """Let TRL project the labelled positions alone, as it does on GPUs."""
+    with mock.patch("trl.trainer.utils._use_triton", lambda device: True):
+        yield
+
+
+# The comparison
+
+
+def compare(
+    layers: int | str, n: int, alternations: int, threads: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a fine-tuning of some layers takes (one or two results) and its roofline."""
+    recipe = recipe_of(layers, threads)
+    rows = answer_rows(n, recipe)
+    order = np.random.default_rng(SEED).permutation(n)
+    ours, peer = Ours(recipe, rows), Peer(recipe, rows)
+
+    # The first pass of both warms them up, and says whether they agree.
+    before = compile_seconds()
+    ours.lower()
+    own = ours.run(order).losses
+    compiling = compile_seconds() - before
+    theirs, _ = peer.losses(order)
+    agreed = agreement(
+        f"mean loss of the questions in each of {len(own)} steps (nats)",
+        float(abs(own - theirs).max()),
+        LIMIT,
+    )
+    with projecting_answers_alone():
+        compact, _ = peer.losses(order)
+    compact_off = float(abs(own - compact).max())
+    print(f"  losses differ by {agreed['largest_difference']:.1e}", file=sys.stderr, flush=True)
+
+    def peer_compact() -> float:
+        with projecting_answers_alone():
+            return peer.run(order)
+
+    mean_tokens = round(recipe.batch_size * sum(map(len, rows)) / n)
+    products = Products(ours.model.network, mean_tokens)
+    products.run()
+    arms: dict[str, Callable[[], float]] = {
+        "products": products.run,
+        "lower": lambda: seconds(ours.lower),
+        "ours": lambda: seconds(lambda: ours.run(order)),
+        "peer": lambda: peer.run(order),
+        "peer_compact": peer_compact,
+    }
+    if layers == "all":
+        del arms["lower"]
+    taken = take_turns(arms, alternations)
+
+    network, rank = ours.model.network, recipe.adapter.rank
+    depth = len(network.base_model.layers)
+    tuned = depth if layers == "all" else int(layers)
+    roof = {
+        "tokens_in_a_product": mean_tokens,
+        "machine_gflops": spread([products.work / s / 1e9 for s in taken["products"]]),
+        "ours": reached(ours_work(network, rows, tuned=tuned, rank=rank), "ours", taken, products),
+        "peer": reached(peer_work(network, rows, tuned=tuned, rank=rank), "peer", taken, products),
+    }
+    about = {
+        "what": f"LoRA on {'all' if layers == 'all' else f'the top {layers} of'} {depth} layers",
+        "questions": n,
+        "agreement": agreed | {"largest_difference_peer_compact": compact_off},
+    }
+    if layers == "all":
+        return {"tune_all": about | against_peer(taken["ours"], taken)}, {"tune_all": roof}
+
+    roof["lower"] = reached(lower_work(network, rows, tuned=tuned), "lower", taken, products)
+    pairs = list(zip(taken["lower"], taken["ours"], strict=True))
+    single = [compiling + lower + run for lower, run in pairs]
+    study = [(compiling + lower + STUDY * run) / STUDY for lower, run in pairs]
+    shared = {
+        "seconds_lower": spread(taken["lower"]),
+        "seconds_run": spread(taken["ours"]),
+        "seconds_compiling": compiling,
+    }
+    in_a_row = twelve_in_a_row(ours) if alternations > 1 else None
+    results = {
+        "tune_top_study": about
+        | {
+            "what": f"{about['what']}: a run in a study of {STUDY}",
+            "how": f"ours is (lower layers + {STUDY} runs) / {STUDY}; the peer repeats one run",
+            "seconds_a_run_measured_in_a_row": in_a_row,
+        }
+        | shared
+        | against_peer(study, taken),
+        "tune_top_single": about
+        | {"what": f"{about['what']}: one run, its lower layers included"}
+        | shared
+        | against_peer(single, taken),
+    }
+    return results, {"tune_top": roof}
+
+
+def against_peer(ours: Seconds, taken: dict[str, Seconds]) -> dict[str, Any]:
+    return {
+        "ours": spread(ours) | {"unit": "s"},
+        "peer": spread(taken["peer"]) | {"unit": "s", "name": "TRL SFTTrainer"},
+        "ratio": ratios(ours, taken["peer"]),
+        "peer_compact": spread(taken["peer_compact"])
+        | {"unit": "s", "name": "TRL SFTTrainer, made to project the answers alone"},
+        "ratio_compact": ratios(ours, taken["peer_compact"]),
+    }
+
+
+def reached(work: float, arm: str, taken: dict[str, Seconds], products: Products) -> dict[str, Any]:
+    """Return an arm's work, its rate, and the share of the machine's in the same turn."""
+    pairs = list(zip(taken[arm], taken["products"], strict=True))
+    return {
+        "gflop": work / 1e9,
+        "gflops": statistics.median(work / s / 1e9 for s, _ in pairs),
+        "share": spread([(work / s) / (products.work / p) for s, p in pairs]),
+    }
+
+
+def twelve_in_a_row(ours: Ours) -> float:
+    """Return the seconds a run of a study takes, measured as a whole: other seeds, other orders."""
+
+    def study() -> None:
+        ours.lower()
+        for seed in range(STUDY):
+            ours.run(np.random.default_rng(seed).permutation(len(ours.rows)), seed)
+
+    return seconds(study) / STUDY
+
+
+def compile_seconds() -> float:
+    """Return how long torch has compiled in this process so far."""
+    import torch._dynamo.utils
+
+    return torch._dynamo.utils.calculate_time_spent().get("total_wall_time", 0.0)
+
+
+def measure(
+    n: int, alternations: int, threads: int = 2, names: Sequence[str] = ("tune_all", "tune_top")
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the results and the rooflines of fine-tuning, by name."""
+    results: dict[str, Any] = {}
+    rooflines: dict[str, Any] = {}
+    for name, layers in (("tune_all", "all"), ("tune_top", TOP)):
+        if not any(asked.startswith(name) for asked in names):
+            continue
+        print(name, file=sys.stderr, flush=True)
+        arguments = ["--layers", str(layers), "--questions", str(n), "--threads", str(threads)]
+        memory = {
+            arm: peak_memory("bench.tuning", "--memory", arm, *arguments)
+            for arm in ("ours", "peer")
+        }
+        found, roof = compare(layers, n, alternations, threads)
+        gc.collect()
+        results |= {name: result | {"peak_memory_mib": memory} for name, result in found.items()}
+        rooflines |= roof
+    return results, rooflines
+
+
+def memory(arm: str, layers: int | str, n: int, threads: int) -> float:
+    """Return this process's peak after the three steps with the longest rows.
+
+    No other step of the run needs more; the optimiser's state is there after the first.
+    """
+    recipe = recipe_of(layers, threads)
+    rows = answer_rows(n, recipe)
+    longest = np.argsort([-len(row) for row in rows], kind="stable")[: 3 * recipe.batch_size]
+    if arm == "ours":
+        ours = Ours(recipe, rows)
+        ours.lower()
+        ours.run(longest)
+    else:
+        Peer(recipe, rows).run(longest)
+    return peak_memory_here()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--memory", choices=("ours", "peer"), required=True)
+    parser.add_argument("--layers", default="all", type=lambda x: x if x == "all" else int(x))
+    parser.add_argument("--questions", type=int, default=160)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    print(
+        f"{memory(arguments.memory, arguments.layers, arguments.questions, arguments.threads):.0f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
