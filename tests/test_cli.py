@@ -532,6 +532,101 @@ def test_order_of_the_bank(tmp_path: Path) -> None:
 # ---- Lists and help ------------------------------------------------------------------------------
 
 
+# ---- Labels --------------------------------------------------------------------------------------
+
+
+def test_label_then_order(folder: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    """What `label` writes, `order` takes: by id, whatever the order of the rows."""
+    out = tmp_path / "labels.parquet"
+    said = run("label", "difficulty", folder / "train.jsonl", "-m", tiny_llama, "-o", out,
+               "--set", "threads=1")  # fmt: skip
+    assert said.status == 0, said
+    assert "chooses the right option of" in said.out
+    assert "“this label” and “of the data”" in said.out
+    assert "bits of the right answer's position" in said.out
+    table = pq.read_table(out)
+    assert table["id"].to_pylist() == [f"q{i}" for i in range(48)]
+    difficulty = dict(zip(table["id"].to_pylist(), table["difficulty"].to_pylist(), strict=True))
+    turned = write(tmp_path / "turned.jsonl", rows(48)[::-1])
+    ordered = tmp_path / "ordered.jsonl"
+    said = run("order", turned, "-s", "curriculum", "--labels", out, "-o", ordered)
+    assert said.status == 0, said
+    shown = [json.loads(line)["id"] for line in ordered.read_text().splitlines()]
+    assert shown == sorted(shown, key=lambda i: difficulty[i])
+
+
+def test_labels_of_rows_without_ids(tmp_path: Path) -> None:
+    bare = [{k: v for k, v in row.items() if k != "id"} for row in rows(12)]
+    data, out = write(tmp_path / "bare.jsonl", bare), tmp_path / "length.csv"
+    assert run("label", "difficulty", data, "--measure", "length", "-o", out).status == 0
+    ordered = tmp_path / "ordered.jsonl"
+    said = run("order", data, "-s", "curriculum", "--labels", out, "-o", ordered)
+    assert said.status == 0, said
+    shown = [json.loads(line) for line in ordered.read_text().splitlines()]
+    sizes = [len(r["question"]) + sum(map(len, r["options"])) for r in shown]
+    assert sizes == sorted(sizes)
+
+
+def test_a_label_at_chance_says_so_and_a_study_refuses_it(
+    folder: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "labels.csv"
+    said = run("label", "difficulty", folder / "train.jsonl", "-m", tiny_llama, "-o", out,
+               "--set", "threads=1")  # fmt: skip
+    assert "no better than guessing" in said.out
+    assert "a study refuses them" in said.out
+    said = run("study", folder / "study.yaml", "-o", tmp_path / "new",
+               "--set", f"labels.difficulty.mine.table={out}")  # fmt: skip
+    assert said.status == 2
+    assert "no better than guessing" in said.err
+    assert "allow_uninformative" in said.err
+
+
+BAD_LABELS = {
+    "nothing asked": ("difficulty train.jsonl -o NEW.csv", "found none of them"),
+    "two things asked": (
+        "difficulty train.jsonl -m MODEL --answers results.csv -o NEW.csv",
+        "found answers and measure",
+    ),
+    "unknown measure": ("difficulty train.jsonl --measure los -o NEW.csv", "measure: Input should"),
+    "unknown model": ("difficulty train.jsonl -m smollm -o NEW.csv", "Did you mean 'smollm2-135m'"),
+    "no server": (
+        "difficulty train.jsonl -m m@http://127.0.0.1:9/v1 --attempts 1 -o NEW.csv",
+        "http://127.0.0.1:9/v1",
+    ),
+    "cloze from a server": (
+        "difficulty train.jsonl -m m@http://127.0.0.1:9/v1 --form cloze -o NEW.csv",
+        "asked for letters alone",
+    ),
+    "dynamics from a server": (
+        "difficulty train.jsonl -m m@http://127.0.0.1:9/v1 --measure confidence -o NEW.csv",
+        "it must run here",
+    ),
+    "unknown ending": ("difficulty train.jsonl --measure length -o NEW.txt", "must end in one of"),
+    "too few to cluster": ("category train.jsonl -o NEW.csv", "48"),
+    "unknown embedder": ("category train.jsonl --embedder minilmm -o NEW.csv", "'minilm'"),
+    "wrong noise": ("category train.jsonl --noise drop -o NEW.csv", "cluster.noise"),
+}
+
+
+@pytest.mark.parametrize(("line", "found"), BAD_LABELS.values(), ids=BAD_LABELS)
+def test_bad_labels(
+    folder: Path,
+    tiny_llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    line: str,
+    found: str,
+) -> None:
+    monkeypatch.chdir(folder)
+    words = line.replace("MODEL", str(tiny_llama)).replace("NEW", str(tmp_path / "new")).split()
+    said = run("label", *words)
+    assert said.status == 2, said
+    assert found in said.err
+    assert said.err.count("\n") <= 3  # what was begun, and the error
+    assert not list(tmp_path.iterdir())
+
+
 def test_lists() -> None:
     for command, names in (
         ("strategies", list(lessonplan.STRATEGIES)),

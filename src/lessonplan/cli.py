@@ -123,6 +123,10 @@ def order(
     ],
     category: Annotated[str | None, typer.Option(help="Column with the category.")] = None,
     difficulty: Annotated[str | None, typer.Option(help="Column with the difficulty.")] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Take these labels from another table, by id (see `lessonplan label`)."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
     blocks: Annotated[str, typer.Option(help="Rounds of interleaving, or band.")] = "3",
     bands: Annotated[
@@ -154,15 +158,19 @@ def order(
     if Path(data).is_file() and split is not None:
         raise InputError(f"{data} is one file and has no splits; leave out --split.")
     questions = None if Path(data).exists() else load_questions(data, split=split)
-    labels: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for kind, column in (("category", category), ("difficulty", difficulty)):
-        if questions is not None:
+        if labels is not None:
+            if getattr(STRATEGIES.get(strategy), f"uses_{kind}", False) or column is not None:
+                ids = _ids(data) if questions is None else questions["id"][:]
+                found[kind] = _joined_label(ids, labels, kind, column)
+        elif questions is not None:
             name = column or kind
             if name not in questions.column_names:
                 raise InputError(missing_column(data, name, questions.column_names))
-            labels[kind] = questions[name][:]
+            found[kind] = questions[name][:]
         elif column is not None:
-            labels[kind] = read_columns(data, [column])[column]
+            found[kind] = read_columns(data, [column])[column]
     permutation = make_order(
         strategy,
         count_rows(data) if questions is None else len(questions),
@@ -174,7 +182,7 @@ def order(
         epochs=epochs,
         each=each,  # type: ignore[arg-type]
         repeat=repeat,
-        **labels,
+        **found,
     )
     if questions is None:
         write_ordered(data, out, permutation)
@@ -320,6 +328,7 @@ def label_difficulty(
     ] = None,
     concurrency: Annotated[int, typer.Option(help="Requests at a time.")] = 8,
     per_minute: Annotated[float | None, typer.Option(help="Most requests a minute.")] = None,
+    attempts: Annotated[int, typer.Option(help="Tries of a request before giving up.")] = 6,
     top: Annotated[int, typer.Option(help="Log-probabilities asked for a token.")] = 20,
     score: ScoreOption = "per_token",
     split: SplitOption = None,
@@ -352,6 +361,7 @@ def label_difficulty(
                 "key_variable": key_variable,
                 "concurrency": concurrency,
                 "per_minute": per_minute,
+                "attempts": attempts,
                 "top": top,
             },
         },
@@ -536,6 +546,26 @@ def _label_summary(label: Any, questions: Any) -> str:
             f"position (luck alone {told.luck:.3f}; p = {told.p:.2g})."
         )
     return "\n".join(said)
+
+
+def _ids(file: str) -> list[str]:
+    """Return the column "id" of a file, or its 0-based row numbers, as questions are named."""
+    from lessonplan.data.tables import read_table, row_count
+    from lessonplan.labels.tables import cell_text
+
+    columns = read_table(file).columns
+    if "id" in columns:
+        return [cell_text(cell) for cell in columns["id"]]
+    return [str(row) for row in range(row_count(columns))]
+
+
+def _joined_label(ids: list[str], table: Path, kind: Any, column: str | None) -> Any:
+    from lessonplan.labels.tables import read_labels
+
+    values, notes, _ = read_labels(ids, table, kind, column=column)
+    for note in notes:
+        _say(note)
+    return values
 
 
 def _columns(pairs: list[str] | None) -> dict[str, Any] | None:

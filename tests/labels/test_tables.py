@@ -33,7 +33,7 @@ def write(path: Path, text: str) -> Path:
 
 def test_difficulty_in_any_range_with_gaps(tmp_path: Path, questions: Dataset) -> None:
     path = write(tmp_path / "t.csv", "line,difficulty\n3,-12.5\n0, 1e3 \n1,\n9,2\n")
-    values, notes, uninformative = read_labels(questions, path, "difficulty")
+    values, notes, uninformative = read_labels(questions["id"][:], path, "difficulty")
     assert isinstance(values, np.ndarray)
     assert values.dtype == np.float64
     np.testing.assert_array_equal(values, [1000, np.nan, np.nan, -12.5])
@@ -46,7 +46,7 @@ def test_difficulty_in_any_range_with_gaps(tmp_path: Path, questions: Dataset) -
 
 def test_category(tmp_path: Path, questions: Dataset) -> None:
     path = write(tmp_path / "t.csv", "id,category\n3,Heart \n0,007\n1,  \n2,Heart\n")
-    values, notes, _ = read_labels(questions, path, "category")
+    values, notes, _ = read_labels(questions["id"][:], path, "category")
     assert values == ["007", None, "Heart", "Heart"]
     assert notes == [f"1 of 4 questions have no category in {path}."]
 
@@ -68,9 +68,11 @@ def test_formats_columns_and_whole_numbers(tmp_path: Path, questions: Dataset, n
         write(path, "".join(json.dumps(row) + "\n" for row in rows))
     else:
         write(path, json.dumps(rows))
-    category, _, _ = read_labels(questions, path, "category", column="kind", key="q")
+    category, _, _ = read_labels(questions["id"][:], path, "category", column="kind", key="q")
     assert category == [None, "8.5", "7", "7"]
-    difficulty, notes, _ = read_labels(questions, path, "difficulty", column="hard", key="q")
+    difficulty, notes, _ = read_labels(
+        questions["id"][:], path, "difficulty", column="hard", key="q"
+    )
     np.testing.assert_array_equal(difficulty, [2, 3, 1, 4])
     assert notes == []
 
@@ -78,7 +80,7 @@ def test_formats_columns_and_whole_numbers(tmp_path: Path, questions: Dataset, n
 def test_sentences_on_an_uninformative_source(tmp_path: Path, questions: Dataset) -> None:
     text = "id,difficulty,uninformative\n0,1,\n1,2,At chance.\n2,3,Too small.\n3,4,At chance.\n"
     path = write(tmp_path / "t.csv", text)
-    assert read_labels(questions, path, "difficulty")[2] == ["At chance.", "Too small."]
+    assert read_labels(questions["id"][:], path, "difficulty")[2] == ["At chance.", "Too small."]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_broken_tables(
     tmp_path: Path, questions: Dataset, text: str, kind: str, kwargs: dict, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        read_labels(questions, write(tmp_path / "t.csv", text), kind, **kwargs)
+        read_labels(questions["id"][:], write(tmp_path / "t.csv", text), kind, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_broken_json_cells(tmp_path: Path, questions: Dataset, cell: object, kin
     rows = [{"id": 1, kind: 1}, {"id": 0, kind: cell}]
     path = write(tmp_path / "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputError, match=rf"line 2, column '{kind}': expected a {kind} as "):
-        read_labels(questions, path, kind)
+        read_labels(questions["id"][:], path, kind)
 
 
 @settings(max_examples=30)
@@ -138,9 +140,9 @@ def test_join_finds_each_questions_row(
     expected = [rows.index(i) if i in rows else -1 for i in questions["id"]]
     if max(expected) < 0:
         with pytest.raises(InputError, match="is the id of a question"):
-            join(questions, path)
+            join(questions["id"][:], path)
         return
-    joined = join(questions, path)
+    joined = join(questions["id"][:], path)
     assert joined.row.tolist() == expected
     assert joined.key == "id"
     assert len(joined.notes) == any(row in "xy" for row in rows)
@@ -152,6 +154,6 @@ def test_real_ids(tmp_path: Path, shared_data: Path) -> None:
         f"{i},{len(text)}" for i, text in zip(questions["id"], questions["question"], strict=True)
     ]
     path = write(tmp_path / "t.csv", "\n".join(["id,difficulty", *reversed(lines)]))
-    values, notes, _ = read_labels(questions, path, "difficulty")
+    values, notes, _ = read_labels(questions["id"][:], path, "difficulty")
     np.testing.assert_array_equal(values, [len(text) for text in questions["question"]])
     assert notes == []

@@ -38,7 +38,7 @@ from lessonplan.training.with_trl import Spec, tune_with_trl, write_spec
 trl = pytest.importorskip("trl", reason="needs the extra trl")
 
 N = 11
-WORDS = "the disease of category among one Whitmore plague is classified under which A B".split()
+WORDS = ["the", "disease", "of", "category", "Whitmore", "plague", "is", "which", "A", "B"]
 RNG = np.random.default_rng(5)
 ORDER = np.concatenate([RNG.permutation(N), RNG.permutation(N)])
 
@@ -155,7 +155,7 @@ def test_from_an_adapter_on(tiny_llama: Path, tmp_path: Path, rows) -> None:
     _, engine, _ = prepare(str(tiny_llama), of)
     load_adapter_into(engine.network, adapter)
     sums, tokens = engine.option_sums([rows[i] for i in ORDER[:4]])
-    assert log.losses[0] == pytest.approx(float((-sums / tokens).mean()), abs=1e-4)
+    assert log.losses[0] == pytest.approx(float((-sums / tokens).mean().detach()), abs=1e-4)
     with pytest.raises(InputError, match="another shape"):
         tune_with_trl(
             tiny_llama,
@@ -191,7 +191,7 @@ def test_the_dataset_is_the_order(rows: list[Row], batch: int) -> None:
             labels[place + 1] = int(token)
         assert example["input_ids"] == whole
         assert example["labels"] == labels
-    for filler in found.select(range(len(ORDER), len(found))):
+    for filler in list(found)[len(ORDER) :]:
         assert len(filler["input_ids"]) == 2
 
 
@@ -292,7 +292,8 @@ def test_the_check_of_the_order() -> None:
         ({"logging_step": 1}, "Did you mean 'logging_steps'"),
         ({"optim": "sgd"}, "optim must be"),
         ({"deepspeed": {"scheduler": {}}}, "leave out 'scheduler'"),
-        ({"fsdp": "full_shard"}, "takes no such trainer_args: .*FSDP|fsdp"),
+        ({"fsdp": True}, "The trainer refuses: Using fsdp only works in distributed training"),
+        ({"ddp_backend": "smoke"}, "The trainer refuses: "),
     ],
 )
 def test_refused_arguments(
@@ -368,6 +369,7 @@ def test_four_bit_weights(tmp_path: Path, rows, byte_tokenizer) -> None:
 SHARED = {"batch_size": 4, "accumulation": 2, "epochs": 2}
 
 
+@pytest.mark.slow
 def test_two_processes_keep_the_order(tiny_llama: Path, tmp_path: Path, rows) -> None:
     of = recipe(**SHARED)
     write_spec(

@@ -42,7 +42,7 @@ def read_answers(
     """
     if method not in METHODS:
         raise InputError(f"The method is one of {', '.join(METHODS)}, not {method!r}.")
-    joined = join(questions, path, key)
+    joined = join(questions["id"][:], path, key)
     right, outside = _right(questions, path, joined)
     notes = list(joined.notes)
     if outside:

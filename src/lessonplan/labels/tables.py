@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lessonplan.data import tables
 from lessonplan.errors import InputError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 KEYS = ("id", "line")  # line: 0-based row number, which is the id of questions that came without
 
@@ -34,11 +32,11 @@ class Joined(NamedTuple):
     notes: list[str]
 
 
-def join(questions: Dataset, path: str | os.PathLike[str], key: str | None = None) -> Joined:
+def join(ids: Sequence[str], path: str | os.PathLike[str], key: str | None = None) -> Joined:
     """Find each question's row in a table.
 
     Args:
-        questions: the questions.
+        ids: the questions' ids.
         path: a CSV, JSONL, JSON or Parquet file.
         key: the column that holds question ids; by default ``"id"``, or ``"line"`` (0-based row
             numbers, which are the ids of questions that came without).
@@ -58,7 +56,7 @@ def join(questions: Dataset, path: str | os.PathLike[str], key: str | None = Non
     elif key not in table.columns:
         raise InputError(tables.missing_column(path, key, table.columns))
 
-    place = {identifier: i for i, identifier in enumerate(questions["id"])}
+    place = {identifier: i for i, identifier in enumerate(ids)}
     found = np.full(len(place), -1, dtype=np.int64)
     seen: set[str] = set()
     unknown = []
@@ -89,7 +87,7 @@ def join(questions: Dataset, path: str | os.PathLike[str], key: str | None = Non
 
 
 def read_labels(
-    questions: Dataset,
+    ids: Sequence[str],
     path: str | os.PathLike[str],
     kind: Literal["difficulty", "category"],
     *,
@@ -99,7 +97,7 @@ def read_labels(
     """Read a label of each question from a table.
 
     Args:
-        questions: the questions.
+        ids: the questions' ids.
         path: a CSV, JSONL, JSON or Parquet file, with a row a question.
         kind: ``"difficulty"`` or ``"category"``.
         column: the column of labels; by default the one that is named like `kind`.
@@ -116,7 +114,7 @@ def read_labels(
         InputError: as `join`; no such column; a difficulty that is no finite number; a category
             that is a list or object; no label at all.
     """
-    joined = join(questions, path, key)
+    joined = join(ids, path, key)
     columns = joined.table.columns
     name = kind if column is None else column
     if name not in columns:

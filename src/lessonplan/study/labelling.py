@@ -130,7 +130,7 @@ def column_label(kind: Kind, column: str, questions: Any, name: str) -> Label:
 def _from_table(kind: Kind, spec: LabelSpec, questions: Any) -> Label:
     assert spec.table is not None
     values, notes, uninformative = read_labels(
-        questions, spec.table, kind, column=spec.column, key=spec.key
+        questions["id"][:], spec.table, kind, column=spec.column, key=spec.key
     )
     return Label(kind, values, f"table {Path(spec.table).name}", notes, uninformative)
 

@@ -359,6 +359,31 @@ def _launch(file: Path, processes: int, on_step: Callable[[int], None] | None) -
     )
 
 
+@contextmanager
+def _randomness_kept() -> Iterator[None]:
+    """Leave the caller's random state alone: the trainer seeds every generator."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Pass on what the trainer refuses of `trainer_args`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (TypeError, ValueError, ImportError) as error:
+        raise InputError(f"The trainer refuses: {first_line(error)}") from error
+
+
+@_randomness_kept()
 def _run(
     spec: Spec, questions: Questions, on_step: Callable[[int], None] | None = None
 ) -> TuningLog:
@@ -374,23 +399,20 @@ def _run(
     run = _digest(spec, questions)
     checkpoint = _last_checkpoint(spec.out / TRAINER, run) if spec.resume else None
     trainer_type = type("OrderedTrainer", (KeepsOrder, SFTTrainer), {})
-    with _randomness_kept(), tempfile.TemporaryDirectory(prefix="lessonplan-") as scratch:
-        # Before the model, whose weights DeepSpeed may split as they are read.
-        try:
+    with tempfile.TemporaryDirectory(prefix="lessonplan-") as scratch:
+        with _refusals():
+            # Before the model, whose weights DeepSpeed may split as they are read.
             arguments = SFTConfig(**_arguments(spec))
-        except (TypeError, ValueError, ImportError) as error:
-            raise InputError(
-                f"The trainer takes no such trainer_args: {first_line(error)}"
-            ) from error
         network, tokenizer = _network(spec, arguments, Path(scratch))
         adapters = {name: p.data for name, p in network.named_parameters() if p.requires_grad}
-        trainer = trainer_type(
-            model=network,
-            args=arguments,
-            train_dataset=ordered_dataset(questions, recipe.batch_size),
-            data_collator=collate,
-            processing_class=tokenizer,
-        )
+        with _refusals():
+            trainer = trainer_type(
+                model=network,
+                args=arguments,
+                train_dataset=ordered_dataset(questions, recipe.batch_size),
+                data_collator=collate,
+                processing_class=tokenizer,
+            )
         if recipe.quantization != "none":
             # TRL rounds the adapters of quantised models to bfloat16; ours are float32.
             for name, parameter in network.named_parameters():
@@ -603,19 +625,6 @@ def _processes() -> int:
 def _read_log(file: Path) -> TuningLog:
     log = json.loads(file.read_text(encoding="utf-8"))
     return TuningLog(np.array(log["losses"]), np.array(log["learning_rates"]))
-
-
-@contextmanager
-def _randomness_kept() -> Iterator[None]:
-    """Leave the caller's random state alone: the trainer seeds every generator there is."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
 
 
 if __name__ == "__main__":
