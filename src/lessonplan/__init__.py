@@ -22,6 +22,7 @@ _HOME = {
     "analyse": "statistics",
     "compare": "statistics",
     "evaluate": "evaluation.predict",
+    "label": "study.labelling",
     "load_questions": "data",
     "load_study": "study",
     "order": "orders",
@@ -40,6 +41,7 @@ __all__ = [
     "analyse",
     "compare",
     "evaluate",
+    "label",
     "load_questions",
     "load_study",
     "order",
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from lessonplan.report import write_report
     from lessonplan.statistics import analyse, compare
     from lessonplan.study import Study, load_study, read_record, run_study
+    from lessonplan.study.labelling import label
     from lessonplan.training import Recipe, Scoring
     from lessonplan.training.train import train
 

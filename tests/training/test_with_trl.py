@@ -11,6 +11,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ N = 11
 WORDS = ["the", "disease", "of", "category", "Whitmore", "plague", "is", "which", "A", "B"]
 RNG = np.random.default_rng(5)
 ORDER = np.concatenate([RNG.permutation(N), RNG.permutation(N)])
+SEEN = [4, 8, 12, 16, 20, 22]
 
 
 def make_rows(tokenizer: Any) -> list[Row]:
@@ -222,6 +224,11 @@ def test_resumed_in_the_middle_of_an_epoch(tiny_llama: Path, tmp_path: Path, row
     assert seen == [12, 16, 20, 22]  # from the checkpoint after 8 of 11 questions of epoch 1
     np.testing.assert_array_equal(resumed.losses, whole.losses)
     assert weights.read_bytes() == expected
+    del seen[:]
+    again = tune_with_trl(tiny_llama, rows, ORDER, of, **given)  # there is nothing left to do
+    np.testing.assert_array_equal(again.losses, whole.losses)
+    assert seen == []
+    assert weights.read_bytes() == expected
     with pytest.raises(InputError, match="another order, recipe or seed"):
         tune_with_trl(tiny_llama, rows, ORDER[::-1].copy(), of, **given)
     with pytest.raises(InputError, match="not an empty folder"):
@@ -261,6 +268,46 @@ def test_a_shuffling_trainer_is_caught(
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
+class OwnRates(KeepsOrder):
+    """A trainer with learning rates of its own."""
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
+        return self.lr_scheduler
+
+
+class EndsEarly(KeepsOrder):
+    """A trainer that reads a part of its dataset."""
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        return range(len(ORDER) - 6)
+
+
+class StopsEarly(KeepsOrder):
+    """A trainer that something stops."""
+
+    def _end_step(self) -> None:
+        super()._end_step()
+        self.control.should_training_stop = self.state.global_step == 2
+
+
+@pytest.mark.parametrize(
+    ("mutant", "message"),
+    [
+        (OwnRates, r"learning rate at step 2 is 0\.005, the recipe's 0\.0041"),
+        (EndsEarly, "plans 4 steps, the recipe 6"),
+        (StopsEarly, "left out step 4 of 6"),
+    ],
+)
+def test_other_rates_and_ends_are_caught(
+    tiny_llama: Path, tmp_path: Path, rows, monkeypatch, mutant: type, message: str
+) -> None:
+    monkeypatch.setattr(with_trl, "KeepsOrder", mutant)
+    with pytest.raises(TuningError, match=message):
+        tune_with_trl(tiny_llama, rows, ORDER, recipe(), seed=3, out=tmp_path / "out")
+    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
 def test_the_check_of_the_order() -> None:
     of = recipe(batch_size=2, accumulation=2)
     order = np.arange(6)
@@ -291,8 +338,8 @@ def test_the_check_of_the_order() -> None:
         ({"learning_rate": 1}, "learning_rate is refused: the recipe says it"),
         ({"logging_step": 1}, "Did you mean 'logging_steps'"),
         ({"optim": "sgd"}, "optim must be"),
-        ({"deepspeed": {"scheduler": {}}}, "leave out 'scheduler'"),
-        ({"fsdp": True}, "The trainer refuses: Using fsdp only works in distributed training"),
+        ({"deepspeed": {"scheduler": {}}}, "deepspeed is for GPUs"),
+        ({"fsdp": True}, "fsdp is for GPUs, and device is cpu"),
         ({"ddp_backend": "smoke"}, "The trainer refuses: "),
     ],
 )
@@ -317,6 +364,16 @@ def test_every_argument_of_the_trainer_is_judged_once() -> None:
         ({"loss": "choice"}, {}, "loss: choice is for trainer: lessonplan alone"),
         ({"batch_size": 5}, {"processes": 2}, "5 questions cannot be split evenly over 2"),
         ({"device": "cuda:3"}, {}, "CUDA_VISIBLE_DEVICES"),
+        (
+            {"device": "cuda"},
+            {"trainer_args": {"deepspeed": {"scheduler": {}}}},
+            "leave out 'scheduler'",
+        ),
+        (
+            {"device": "cuda"},
+            {"trainer_args": {"deepspeed": "/no/such/file.json"}},
+            "file.json cannot be read",
+        ),
     ],
 )
 def test_refused_recipes(tiny_llama: Path, tmp_path: Path, rows, settings, given, message) -> None:
@@ -369,7 +426,6 @@ def test_four_bit_weights(tmp_path: Path, rows, byte_tokenizer) -> None:
 SHARED = {"batch_size": 4, "accumulation": 2, "epochs": 2}
 
 
-@pytest.mark.slow
 def test_two_processes_keep_the_order(tiny_llama: Path, tmp_path: Path, rows) -> None:
     of = recipe(**SHARED)
     write_spec(
@@ -489,6 +545,72 @@ def test_started_from_here(tiny_llama: Path, tmp_path: Path, rows, monkeypatch) 
     np.testing.assert_allclose(log.losses, expected.losses, atol=1e-4, rtol=0)
     np.testing.assert_array_equal(log.learning_rates, expected.learning_rates)
     load_adapter(load(str(tiny_llama)).network, tmp_path)
+
+
+def says(kind: str, reason: str) -> str:
+    failure = json.dumps({"kind": kind, "reason": reason})
+    return f"echo '{failure}' > $D/failure.json; exit 1"
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "message"),
+    [
+        (says("InputError", "no such thing"), InputError, "no such thing"),
+        (says("TuningError", "not a number"), TuningError, "not a number"),
+        ("exit 3", TuningError, r"ended with status 3\. .*output\.txt"),
+        ("exit 0", TuningError, "ended with status 0"),
+    ],
+)
+def test_how_a_process_ends(tiny_llama, tmp_path, rows, monkeypatch, script, kind, message) -> None:
+    fake = tmp_path / "python"
+    fake.write_text(f"#!/bin/sh\nD={tmp_path}/out/trainer\n{script}\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    with pytest.raises(kind, match=message):
+        tune_with_trl(tiny_llama, rows, ORDER, recipe(), seed=0, out=tmp_path / "out", processes=2)
+
+
+def test_what_on_step_raises_ends_the_processes(tiny_llama, tmp_path, rows, monkeypatch) -> None:
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\necho a line of a library\necho seen 4\nexec sleep 60\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(fake))
+
+    def stop(seen: int) -> None:
+        raise KeyboardInterrupt(seen)
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt, match="4"):
+        tune_with_trl(
+            tiny_llama,
+            rows,
+            ORDER,
+            recipe(),
+            seed=0,
+            out=tmp_path / "out",
+            processes=2,
+            on_step=stop,
+        )
+    assert time.monotonic() - started < 30
+
+
+def test_the_command(tiny_llama: Path, tmp_path: Path, rows, capsys) -> None:
+    assert with_trl.main([]) == 2
+    assert "usage" in capsys.readouterr().err
+    spec = write_spec(tiny_llama, rows, ORDER, recipe(), seed=3, out=tmp_path / "out")
+    assert with_trl.main([str(spec)]) == 0
+    assert capsys.readouterr().out.split() == " ".join(f"seen {n}" for n in SEEN).split()
+    expected, _ = ours(tiny_llama, rows, ORDER, recipe())
+    log = json.loads((spec.parent / "log.json").read_text())
+    np.testing.assert_allclose(log["losses"], expected.losses, atol=1e-4, rtol=0)
+    spec.write_text(spec.read_text().replace('"loss": "answer"', '"loss": "choice"'))
+    assert with_trl.main([str(spec)]) == 2
+    assert "loss: choice" in capsys.readouterr().err
+    failure = json.loads((spec.parent / "failure.json").read_text())
+    assert failure["kind"] == "InputError"
+    spec.write_text("{}")
+    assert with_trl.main([str(spec)]) == 2
+    assert "no specification of a run" in capsys.readouterr().err
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """The engine: log-likelihoods of options, exactly as the plain way gives them, for less work.
 
-Three shortcuts, each checked against the model's own plain pass when an engine is made:
+Four shortcuts, each checked against the model's own plain pass when an engine is made:
 
 - *sharing*: a question's options are scored in one row, a tree of tokens; a mask lets each token
   see its own text alone;
 - *reading*: the projection to the vocabulary is computed only where an answer's token is predicted;
+- *narrowing*: in the last layer other tokens are seen (as keys and values) but not worked out;
 - *splitting*: the layers below the lowest tuned one are the same in every run, so their output is
   computed once a row and kept (`Hidden`).
 
@@ -94,8 +95,10 @@ class Engine:
         self.network = network
         self.device = next(network.parameters()).device
         self.base = network.base_model
-        self.sharing = self.reading = True
+        self.sharing = self.reading = self.narrowing = True
         self.keep_below = 0
+        self._read: tuple[Tensor, torch.Size] | None = None  # while only some tokens are asked for
+        self._narrow()
         self._lower: Any = None
         self._upper: Any = self.base
         self._verify(keep_below)
@@ -134,7 +137,11 @@ class Engine:
             inputs = {"input_ids": batch.ids}
             body = self.base
         if self.reading:
-            out = body(**inputs, **attention, use_cache=False).last_hidden_state
+            self._read = (batch.spots, batch.row.shape) if self.narrowing else None
+            try:
+                out = body(**inputs, **attention, use_cache=False).last_hidden_state
+            finally:
+                self._read = None
             read = out.reshape(-1, out.shape[-1])[batch.spots]
             logits = self.network.get_output_embeddings()(read)
         else:
@@ -254,11 +261,12 @@ class Engine:
     def _verify(self, keep_below: int) -> None:
         """Find out which shortcuts hold for this network, by its own plain pass."""
         rows = _probe_rows(self.network.config.get_text_config())
-        self.sharing = self.reading = False
+        self.sharing = self.reading = self.narrowing = False
         with torch.no_grad():
             plain = self.token_logprobs(rows)[0]
             for shortcut, name in (
                 ("reading", "projecting only the tokens that are read"),
+                ("narrowing", "working out only the tokens that are read in the last layer"),
                 ("sharing", "scoring all options in one row"),
             ):
                 setattr(self, shortcut, True)
@@ -271,6 +279,33 @@ class Engine:
                 if problem:
                     self._lower, self._upper, self.keep_below = None, self.base, 0
                     self._say("keeping the output of the lower layers", problem)
+
+    def _narrow(self) -> None:
+        """Have the last layer's position-wise parts compute only the tokens that are read."""
+        layers = getattr(self.base, "layers", None)
+        if not isinstance(layers, nn.ModuleList):
+            return
+        attention = getattr(layers[-1], "self_attn", None)
+        parts = [getattr(layers[-1], "mlp", None)]
+        parts += [getattr(attention, name, None) for name in ("q_proj", "o_proj")]
+
+        def choose(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            if self._read is None:
+                return None
+            first, *rest = arguments
+            return (first.flatten(0, 1)[self._read[0]][None], *rest)
+
+        def put_back(_: nn.Module, __: Any, out: Tensor) -> Tensor | None:
+            if self._read is None:
+                return None
+            spots, shape = self._read
+            everywhere = out.new_zeros(shape.numel(), out.shape[-1])
+            return everywhere.index_copy(0, spots, out[0]).view(*shape, -1)
+
+        for part in parts:
+            if isinstance(part, nn.Module):
+                part.register_forward_pre_hook(choose)
+                part.register_forward_hook(put_back)
 
     def _differs(self, plain: Tensor, rows: Sequence[Row], kept: bool = False) -> str:
         """Return "" where the rows' log-probabilities equal the plain ones, else what is wrong."""

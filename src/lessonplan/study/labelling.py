@@ -37,15 +37,63 @@ from lessonplan.labels.views import (
     view_rows,
 )
 from lessonplan.models import NUMERICS
-from lessonplan.models.loading import check_length, fingerprint, load, load_tokenizer, resolve
+from lessonplan.models.loading import (
+    cache_folder,
+    check_length,
+    fingerprint,
+    load,
+    load_tokenizer,
+    resolve,
+)
 from lessonplan.models.rows import rows_digest
-from lessonplan.study.config import LabelSpec, ModelSpec, changed_recipe
+from lessonplan.study.config import LabelSpec, ModelSpec, changed_recipe, read_label_spec
 from lessonplan.study.files import digest, read_table, write_table
 from lessonplan.study.watch import Watch
 from lessonplan.training.dynamics import training_dynamics
 from lessonplan.training.recipe import Recipe, Scoring
 
 DYNAMICS = ("confidence", "variability")
+
+
+def label(
+    questions: Any,
+    kind: Kind = "difficulty",
+    *,
+    recipe: Recipe | None = None,
+    scoring: Scoring | None = None,
+    folder: str | Path | None = None,
+    **settings: Any,
+) -> Label:
+    """Label questions: how hard they are, or what they are about.
+
+        label(questions, models=["smollm2-135m"])
+        label(questions, answers="answers.csv", method="2pl")
+        label(questions, measure="length")
+        label(questions, "category", cluster={})
+
+    Args:
+        questions: a question `Dataset`, with the columns that `settings` name.
+        kind: "difficulty" or "category".
+        recipe, scoring: how models are loaded, tuned and read.
+        folder: where work is kept and looked for; by default in the user's cache.
+        settings: the keys of a label source in a study file (`lessonplan.study.config.LabelSpec`).
+
+    Returns:
+        The label; `Label.uninformative` says where a model did no better than guessing.
+
+    Raises:
+        InputError: settings that cannot be, or a label that cannot be had.
+    """
+    spec = read_label_spec(kind, settings | {"allow_uninformative": True})
+    return make_label(
+        kind,
+        spec,
+        questions,
+        name="the questions",
+        folder=Path(folder) if folder else cache_folder() / "labels",
+        recipe=recipe or Recipe(),
+        scoring=scoring or Scoring(),
+    )
 
 
 def make_label(
@@ -78,32 +126,32 @@ def make_label(
     """
     watch = watch or Watch()
     if spec.table is not None:
-        label = _from_table(kind, spec, questions)
+        made = _from_table(kind, spec, questions)
     elif spec.answers is not None:
         values, notes = read_answers(questions, spec.answers, key=spec.key, method=spec.method)
         how = {"share": "share wrong"}.get(spec.method, f"{spec.method.upper()} model")
-        label = Label("difficulty", values, f"{how} in {Path(spec.answers).name}", notes)
+        made = Label("difficulty", values, f"{how} in {Path(spec.answers).name}", notes)
     elif spec.share_right is not None:
         values = difficulty_from_share(questions, spec.share_right)
-        label = Label("difficulty", values, f"1 minus the share right in {spec.share_right!r}")
+        made = Label("difficulty", values, f"1 minus the share right in {spec.share_right!r}")
     elif spec.cluster is not None:
-        label = _from_clusters(spec, questions, folder, recipe.threads, watch)
+        made = _from_clusters(spec, questions, folder, recipe.threads, watch)
     elif spec.measure == "length":
-        label = Label("difficulty", text_length(questions), "length of question and options")
+        made = Label("difficulty", text_length(questions), "length of question and options")
     elif spec.measure in DYNAMICS:
-        label = _from_dynamics(spec, questions, folder, recipe, scoring, models, watch)
+        made = _from_dynamics(spec, questions, folder, recipe, scoring, models, watch)
     elif spec.measure is not None:
-        label = _from_views(spec, questions, folder, recipe, scoring, models, watch)
+        made = _from_views(spec, questions, folder, recipe, scoring, models, watch)
     else:
         assert spec.column is not None
-        label = column_label(kind, spec.column, questions, name)
-    label = checked(label, name)
-    if label.uninformative and not spec.allow_uninformative:
+        made = column_label(kind, spec.column, questions, name)
+    made = checked(made, name)
+    if made.uninformative and not spec.allow_uninformative:
         raise InputError(
-            f"{name}: {' '.join(label.uninformative)} A difficulty from it says nothing of the "
+            f"{name}: {' '.join(made.uninformative)} A difficulty from it says nothing of the "
             "questions. Take a better model, or set allow_uninformative: true."
         )
-    return label
+    return made
 
 
 def column_label(kind: Kind, column: str, questions: Any, name: str) -> Label:
@@ -199,6 +247,8 @@ def _from_views(
 def _models(spec: LabelSpec, models: Sequence[ModelSpec]) -> list[ModelSpec]:
     """Return the models to ask, with what the study says of those that are its own."""
     if not spec.models:
+        if not models:
+            raise InputError(f"measure: {spec.measure} needs models; name one or several.")
         return list(models)
     own = {name: model for model in models for name in (model.model, model.name) if name}
     return [own.get(name, ModelSpec(model=name)) for name in spec.models]

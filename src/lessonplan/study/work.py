@@ -248,6 +248,7 @@ class ModelWork:
             "shortcuts": {
                 "sharing": self.engine.sharing,
                 "reading": self.engine.reading,
+                "narrowing": self.engine.narrowing,
                 "kept_layers": self.engine.keep_below,
             },
             "numerics": NUMERICS,

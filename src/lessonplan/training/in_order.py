@@ -254,6 +254,12 @@ class KeepsOrder:
         problems = order_problems({step: fed}, self.order, self.recipe)
         if problems:
             raise TuningError(f"The trainer did not keep the order: {problems[0]}.")
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        if not np.isclose(rate, self.rates[step], rtol=1e-6, atol=0):
+            raise TuningError(
+                f"The trainer's learning rate at step {step + 1} is {rate}, the recipe's "
+                f"{self.rates[step]}: something else, such as a configuration of DeepSpeed, set it."
+            )
         self.losses[step] = losses[fed != FILLER].mean()
         if not np.isfinite(self.losses[step]):
             raise TuningError(

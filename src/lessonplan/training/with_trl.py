@@ -198,7 +198,8 @@ def write_spec(
 ) -> Path:
     """Write a run down for torchrun or ``accelerate launch`` and return the file to give them.
 
-    Arguments and errors as for `tune_with_trl`.
+    Arguments and errors as for `tune_with_trl`. With ``resume=True`` the same command can be given
+    again after an interruption, and goes on from the last checkpoint.
     """
     spec = _spec(model, recipe, seed=seed, out=out, **settings)
     check(spec, processes=1)
@@ -235,7 +236,7 @@ def check(spec: Spec, processes: int) -> None:
     if recipe.device != "cpu" and processes == 1 and torch.cuda.device_count() > 1:
         raise InputError(
             f"{torch.cuda.device_count()} GPUs are visible to one process, which would split its "
-            f"batches over them. Ask for processes, or set CUDA_VISIBLE_DEVICES=0."
+            "batches over them. Ask for processes, or set CUDA_VISIBLE_DEVICES=0."
         )
     for name, value in spec.trainer_args.items():
         if name in REFUSED:
@@ -247,6 +248,8 @@ def check(spec: Spec, processes: int) -> None:
             )
         if name == "optim":
             _check_optimiser(value)
+        if name in ("fsdp", "deepspeed") and recipe.device == "cpu":
+            raise InputError(f"trainer_args: {name} is for GPUs, and device is cpu.")
         if name == "deepspeed":
             _check_deepspeed(value)
 
@@ -265,10 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"seen {seen}", flush=True)
 
     try:
-        spec = Spec.model_validate_json(file.read_text(encoding="utf-8"))
+        spec, questions = _read(file)
         check(spec, _processes())
-        with np.load(spec.questions) as arrays:
-            questions = Questions(**arrays)
         _run(spec, questions, tell)
     except (InputError, TuningError) as error:
         if first:
@@ -326,6 +327,15 @@ def _write(spec: Spec, questions: Questions) -> Path:
         ) from error
     file.write_text(text, encoding="utf-8")
     return file
+
+
+def _read(file: Path) -> tuple[Spec, Questions]:
+    try:
+        spec = Spec.model_validate_json(file.read_text(encoding="utf-8"))
+        with np.load(spec.questions) as arrays:
+            return spec, Questions(**arrays)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{file} is no specification of a run: {error}") from error
 
 
 def _launch(file: Path, processes: int, on_step: Callable[[int], None] | None) -> TuningLog:
@@ -388,6 +398,7 @@ def _run(
     spec: Spec, questions: Questions, on_step: Callable[[int], None] | None = None
 ) -> TuningLog:
     """Train in this process, and in those that were started together with it."""
+    from transformers import PrinterCallback
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
@@ -422,9 +433,12 @@ def _run(
         if checkpoint is not None:
             mark = json.loads((checkpoint / MARK).read_text(encoding="utf-8"))
             trainer.losses[: len(mark["losses"])] = mark["losses"]
-        _quiet(trainer)
+        trainer.remove_callback(PrinterCallback)  # standard output is for our own lines
         torch.manual_seed(stream_seed(spec.seed, "dropout", arguments.process_index))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if np.isnan(trainer.losses).any():
+            missed = int(np.isnan(trainer.losses).argmax()) + 1
+            raise TuningError(f"The trainer left out step {missed} of {len(trainer.losses)}.")
         _save(trainer, spec.out, Path(scratch))
     log = TuningLog(trainer.losses, trainer.rates)
     if arguments.process_index == 0:
@@ -527,26 +541,23 @@ def _without_dropout(network: Any) -> None:
                 setattr(module, name, 0.0)
 
 
-def _quiet(trainer: Any) -> None:
-    """Keep the trainer from printing its figures: standard output is for our own."""
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-
-
 def _save(trainer: Any, out: Path, scratch: Path) -> None:
     """Write the adapter as `lessonplan.models.lora.Adapter.save` does: two files, no others."""
-    trained = [p for p in trainer.model.parameters() if p.requires_grad]
-    if not all(bool(p.isfinite().all()) for p in trained):
-        raise TuningError(
-            f"The adapter's weights are no longer numbers after step {len(trainer.rates)}, the "
-            "last. A lower learning_rate usually helps."
-        )
+    from safetensors.torch import load_file
+
     if trainer.is_fsdp_enabled:
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     whole = out / TRAINER / "final"
     trainer.save_model(str(whole))
-    trainer.accelerator.wait_for_everyone()
+    finite = torch.ones(1, device=trainer.args.device)
+    if trainer.args.process_index == 0:
+        weights = load_file(whole / "adapter_model.safetensors").values()
+        finite[0] = all(bool(tensor.isfinite().all()) for tensor in weights)
+    if trainer.accelerator.gather(finite).min() < 1:
+        raise TuningError(
+            f"The adapter's weights are no longer numbers after step {len(trainer.rates)}, the "
+            "last. A lower learning_rate usually helps."
+        )
     if trainer.args.process_index == 0:
         shutil.copyfile(scratch / "adapter_config.json", out / "adapter_config.json")
         (whole / "adapter_model.safetensors").replace(out / "adapter_model.safetensors")
