@@ -263,3 +263,43 @@ def test_yaml_tags_make_no_objects(tmp_path: Path, tag: str) -> None:
     target = tmp_path / "made"
     message(tmp_path, SMALL + f"name: {tag} [{str(target)!r}]\n")
     assert not target.exists()
+
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_examples_are_valid(file: Path) -> None:
+    assert load_study(file).name == file.stem
+
+
+def test_the_papers_recipes(tmp_path: Path) -> None:
+    """Learning rate, batch and accumulation of section "Set-up", and what a file says beside it."""
+    models = "models: [tinyllama-1.1b, llama2-7b, llama2-13b, mistral-7b]\n"
+    study = load(tmp_path, SMALL + models + "recipe: paper\n")
+    found = [model_recipe(study, model) for model in study.models]
+    assert [r.learning_rate for r in found] == [5e-4, 5e-5, 1e-4, 1e-4]
+    assert [r.step_size for r in found] == [16, 8, 8, 8]
+    for recipe in found:
+        assert (recipe.adapter.rank, recipe.adapter.alpha, recipe.adapter.dropout) == (16, 64, 0.1)
+        assert recipe.adapter.layers == "all"
+        assert recipe.quantization == "nf4"
+        assert (recipe.schedule, recipe.warmup, recipe.epochs) == ("linear", 0, 1)
+        assert recipe.max_tokens == 512
+        assert recipe.optimizer == "adamw"
+    gpu = load(tmp_path, SMALL + models + "recipe: {preset: paper, device: cuda, batch_size: 2}\n")
+    recipe = model_recipe(gpu, gpu.models[0])
+    assert recipe.optimizer == "paged_adamw_8bit"
+    assert (recipe.batch_size, recipe.learning_rate) == (2, 5e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("recipe: paper\n", "the paper has no learning rate for smollm2-135m"),
+        ("recipe: papper\n", "there is no preset 'papper'"),
+        ("recipe: {preset: paper, optimizer: paged_adamw_8bit, learning_rate: 1e-4}\n", "CUDA"),
+    ],
+)
+def test_presets_that_do_not_fit(tmp_path: Path, text: str, found: str) -> None:
+    assert found in message(tmp_path, SMALL + text)

@@ -12,12 +12,15 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lessonplan.errors import InputError
 from lessonplan.models.loading import load
@@ -74,10 +77,29 @@ def ours(folder: Path, rows: list[Row], order: np.ndarray, of: Recipe) -> tuple[
     return tune(engine, adapter, rows, order, of, seed=3, hidden=engine.lower(rows)), adapter
 
 
+@contextmanager
+def gradients() -> Iterator[list[torch.Tensor]]:
+    """Collect the gradients that every optimiser step is made with.
+
+    AdamW hides their scale, so equal losses alone do not show that it is right.
+    """
+    found: list[torch.Tensor] = []
+
+    def note(optimizer: Any, *_: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        found.append(torch.cat([p.grad.flatten().clone() for p in parameters]))
+
+    handle = register_optimizer_step_pre_hook(note)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
 CASES = {
     "question weights": {"epochs": 2},
-    "token weights": {"weight": "token", "schedule": "cosine", "warmup": 0.3},
-    "accumulated": {"batch_size": 2, "accumulation": 3, "weight_decay": 0.1},
+    "token weights": {"weight": "token", "schedule": "cosine", "warmup": 0.3, "max_grad_norm": 0},
+    "accumulated": {"batch_size": 2, "accumulation": 3, "weight_decay": 0.1, "max_grad_norm": 0},
     "top layers": {"adapter": {"layers": 2}, "max_grad_norm": 0, "schedule": "constant"},
     "clipped hard": {"max_grad_norm": 0.01, "schedule": "wsd", "weight": "token"},
     "one batch, not full": {"batch_size": 32, "accumulation": 2, "learning_rate": 1e-2},
@@ -89,18 +111,21 @@ def test_the_same_as_our_own_loop(
     tiny_llama: Path, tmp_path: Path, rows: list[Row], case: str
 ) -> None:
     of = recipe(**CASES[case])
-    expected, adapter = ours(tiny_llama, rows, ORDER, of)
+    with gradients() as expected_gradients:
+        expected, adapter = ours(tiny_llama, rows, ORDER, of)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
     seen: list[int] = []
-    log = tune_with_trl(
-        tiny_llama, rows, ORDER, of, seed=3, out=tmp_path / "out", on_step=seen.append
-    )
+    with gradients() as found_gradients:
+        log = tune_with_trl(
+            tiny_llama, rows, ORDER, of, seed=3, out=tmp_path / "out", on_step=seen.append
+        )
     after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
     assert seen == [*range(of.step_size, len(ORDER), of.step_size), len(ORDER)]
     np.testing.assert_allclose(log.losses, expected.losses, atol=1e-4, rtol=0)
     np.testing.assert_array_equal(log.learning_rates, expected.learning_rates)
+    torch.testing.assert_close(found_gradients, expected_gradients, atol=1e-5, rtol=1e-3)
     # The adapter is the same, and stands where ours would.
     network = load(str(tiny_llama)).network
     found = load_adapter(network, tmp_path / "out")
@@ -423,7 +448,7 @@ def test_four_bit_weights(tmp_path: Path, rows, byte_tokenizer) -> None:
 
 # Two batches of two questions for each of two processes are a step; 22 exposures leave a step of
 # six, 18 one of two, whose second process has fillers alone.
-SHARED = {"batch_size": 4, "accumulation": 2, "epochs": 2}
+SHARED = {"batch_size": 4, "accumulation": 2, "epochs": 2, "max_grad_norm": 0}
 
 
 def test_two_processes_keep_the_order(tiny_llama: Path, tmp_path: Path, rows) -> None:
@@ -448,12 +473,15 @@ def test_two_processes_keep_the_order(tiny_llama: Path, tmp_path: Path, rows) ->
                 for first in range(begin, len(padded), 4)
             ], (name, rank)
         weight = "token" if name == "by token" else "question"
-        expected, adapter = ours(tiny_llama, rows, order, recipe(**SHARED, weight=weight))
+        with gradients() as expected_gradients:
+            expected, adapter = ours(tiny_llama, rows, order, recipe(**SHARED, weight=weight))
         for rank in range(2):
             np.testing.assert_allclose(
                 found[rank][name]["losses"], expected.losses, atol=1e-4, rtol=0
             )
-        # The last step as well: its gradients moved the weights as ours did.
+            moved = torch.load(tmp_path / f"gradients {name} {rank}.pt")
+            past = begin // 8
+            torch.testing.assert_close(moved, expected_gradients[past:], atol=1e-5, rtol=1e-3)
         saved = load_adapter(load(str(tiny_llama)).network, tmp_path / f"adapter {name}")
         for key, module in adapter.modules.items():
             torch.testing.assert_close(saved.modules[key].b, module.b, atol=5e-4, rtol=0)
@@ -505,11 +533,13 @@ def be_one_process(folder: Path) -> None:
         questions = with_trl.Questions(**{**arrays, "order": arrays["order"][:exposures]})
         changed = spec.model_copy(update={"out": folder / name, **changes})
         try:
-            log = with_trl._run(changed, questions)
+            with gradients() as moved:
+                log = with_trl._run(changed, questions)
         except TuningError as error:
             results[name] = {"error": str(error)}
         else:
             results[name] = {"losses": log.losses.tolist(), "fed": list(fed)}
+            torch.save(moved, folder / f"gradients {name} {rank}.pt")
             if rank == 0:
                 target = folder / f"adapter {name}"
                 target.mkdir()

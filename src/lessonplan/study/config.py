@@ -19,7 +19,14 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from lessonplan.errors import InputError, nearest
 from lessonplan.orders import STRATEGIES, CategoryOrder
-from lessonplan.training.recipe import Adapter, Recipe, Scoring, Strict
+from lessonplan.training.recipe import (
+    PAPER_RATES,
+    Adapter,
+    Recipe,
+    Scoring,
+    Strict,
+    paper_recipe,
+)
 
 
 class DataSpec(Strict):
@@ -337,6 +344,32 @@ class Study(Strict):
     keep_adapters: Literal["all", "final", "none"] = "final"
     allow_overlap: bool = False
     workers: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _presets(cls, value: Any) -> Any:
+        """Spell out `recipe: paper`, or a recipe with `preset: paper`, for all models."""
+        if not isinstance(value, dict):
+            return value
+        recipe = value.get("recipe")
+        recipe = {"preset": recipe} if isinstance(recipe, str) else recipe
+        if not isinstance(recipe, dict) or "preset" not in recipe:
+            return value
+        preset, rest = recipe["preset"], {k: v for k, v in recipe.items() if k != "preset"}
+        if preset != "paper":
+            raise ValueError(f"recipe: there is no preset {preset!r}; there is paper")
+        given = value.get("models", "smollm2-135m")
+        models, without_rate = [], []
+        for model in given if isinstance(given, list) else [given]:
+            spec = model if isinstance(model, dict) else {"model": model}
+            own = spec.get("recipe") or {}
+            rates = PAPER_RATES.get(str(spec.get("model")), {})
+            # What the file says itself counts for more than the preset.
+            own = {k: v for k, v in rates.items() if k not in rest} | own
+            models.append(spec | {"recipe": own})
+            if "learning_rate" not in own:
+                without_rate.append(str(spec.get("model")))
+        return value | {"recipe": paper_recipe(without_rate, rest), "models": models}
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:

@@ -9,6 +9,24 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lessonplan.errors import InputError, nearest
 
+# The recipes of Yang et al. (2024), arXiv 2408.07888. What is the same for all their models:
+PAPER: dict[str, Any] = {
+    "adapter": {"rank": 16, "alpha": 64, "dropout": 0.1, "layers": "all"},
+    "epochs": 1,
+    "schedule": "linear",
+    "warmup": 0.0,
+    "loss": "answer",
+    "max_tokens": 512,
+    "quantization": "nf4",
+}
+# And learning rate, batch and accumulation of each, chosen there on the random shuffle.
+PAPER_RATES: dict[str, dict[str, Any]] = {
+    "tinyllama-1.1b": {"learning_rate": 5e-4, "batch_size": 16, "accumulation": 1},
+    "llama2-7b": {"learning_rate": 5e-5, "batch_size": 4, "accumulation": 2},
+    "llama2-13b": {"learning_rate": 1e-4, "batch_size": 4, "accumulation": 2},
+    "mistral-7b": {"learning_rate": 1e-4, "batch_size": 4, "accumulation": 2},
+}
+
 Score = Literal["sum", "per_token", "per_byte", "unconditional"]
 
 
@@ -72,6 +90,7 @@ class Recipe(Strict):
         weight: "question" gives every question the same weight whatever its batch-mates. "token"
             gives every answer token the same weight within its step, as most trainers do: then a
             question's weight depends on the order.
+        optimizer: "adamw", or "paged_adamw_8bit" (bitsandbytes; the paper's), which needs CUDA.
         max_tokens: longer questions lose their beginning.
         max_grad_norm: gradients are scaled down to this norm; 0 does not clip.
         dtype, quantization, device: of the base model. Adapters are float32.
@@ -89,6 +108,7 @@ class Recipe(Strict):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     loss: Literal["answer", "choice"] = "answer"
     weight: Literal["question", "token"] = "question"
+    optimizer: Literal["adamw", "paged_adamw_8bit"] = "adamw"
     max_tokens: Annotated[int, Field(ge=16)] = 512
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -102,12 +122,38 @@ class Recipe(Strict):
             raise ValueError(
                 "weight: token goes with loss: answer; a choice has one term a question"
             )
+        if self.optimizer != "adamw" and not self.device.startswith("cuda"):
+            raise ValueError(f"optimizer: {self.optimizer} needs a CUDA device, not {self.device}")
         return self
 
     @property
     def step_size(self) -> int:
         """Questions in one optimiser step."""
         return self.batch_size * self.accumulation
+
+
+def paper_recipe(models: Sequence[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the paper's settings that all of its models share, with some changed.
+
+    With a CUDA device among `settings`, the optimiser is the paper's, too: paged 8-bit AdamW.
+
+    Args:
+        models: names of the models to tune. For one that is not among the paper's the learning
+            rate is not known, so `settings` must give it.
+
+    Raises:
+        ValueError: they do not.
+    """
+    adapter = PAPER["adapter"] | settings.get("adapter", {})
+    foreign = [name for name in models if name not in PAPER_RATES]
+    if foreign and "learning_rate" not in settings:
+        raise ValueError(
+            f"the paper has no learning rate for {', '.join(foreign)} (it has for "
+            f"{', '.join(PAPER_RATES)}); give learning_rate"
+        )
+    cuda = str(settings.get("device", "")).startswith("cuda")
+    optimizer = {"optimizer": "paged_adamw_8bit"} if cuda else {}
+    return PAPER | optimizer | settings | {"adapter": adapter}
 
 
 def read_recipe(settings: Sequence[str]) -> Recipe:

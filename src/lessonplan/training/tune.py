@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,9 +89,7 @@ def tune(
     losses = np.zeros(len(rates))
     pending = sorted({int(c) for c in checkpoints})
     adapter.reset(seed)
-    optimizer = torch.optim.AdamW(
-        adapter.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
+    optimizer = _optimizer(recipe, adapter)
     optimizer.zero_grad(set_to_none=True)  # a tuning that failed may have left some behind
     with _training(adapter), _dropout_stream(stream_seed(seed, "dropout")):
         for step, start in enumerate(range(0, total, recipe.step_size)):
@@ -164,6 +164,22 @@ def question_losses(
     return torch.nn.functional.cross_entropy(
         scores, torch.from_numpy(answers).to(scores.device), reduction="none"
     )
+
+
+def _optimizer(recipe: Recipe, adapter: Adapter) -> torch.optim.Optimizer:
+    kind: Any = torch.optim.AdamW
+    if recipe.optimizer == "paged_adamw_8bit":
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise InputError(
+                "optimizer: paged_adamw_8bit needs bitsandbytes: pip install 'lessonplan[qlora]'."
+            )
+        from bitsandbytes.optim import PagedAdamW8bit
+
+        kind = PagedAdamW8bit
+    made: torch.optim.Optimizer = kind(
+        adapter.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    return made
 
 
 def _weights(recipe: Recipe, rows: Sequence[Row]) -> Tensor:
