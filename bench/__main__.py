@@ -119,13 +119,16 @@ def roofline_lines(rooflines: dict[str, Any]) -> str:
     for name, roof in rooflines.items():
         arms = "; ".join(
             f"{arm} {roof[arm]['gflop']:,.0f} GFLOP at {roof[arm]['gflops']:.0f} GFLOP/s, "
-            f"{roof[arm]['share']['median']:.0%} of it"
+            f"{roof[arm]['share']['median']:.0%} of the faster"
             for arm in ("ours", "lower", "peer")
             if arm in roof
         )
+        ways = ", ".join(
+            f"{rate['median']:.0f} by {way}" for way, rate in roof["gflops_by_way"].items()
+        )
         lines.append(
-            f"- {name}: the layers' products alone ({roof['tokens_in_a_product']} tokens each) "
-            f"reach {roof['machine_gflops']['median']:.0f} GFLOP/s; {arms}"
+            f"- {name}: the layers' products alone, of {roof['tokens_in_a_product']} tokens each, "
+            f"run at {ways} (GFLOP/s); {arms}"
         )
     return "\n".join(lines)
 
@@ -179,7 +182,10 @@ def main() -> None:
     print(f"{n} questions, {a.threads} threads, median (range) of {alternations} turns;")
     print(f"{machine['cpu']}, {machine['cores']} cores; ", end="")
     print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
-    print(f"\n{table(results)}\n\n{roofline_lines(figures['roofline'])}")
+    print(f"\n{table(results)}\n")
+    print("Seconds for all questions; peak memory of a whole process with Python and libraries")
+    print("(of orders: what one call adds). Loading and tokenising are left out for both.\n")
+    print(roofline_lines(figures["roofline"]))
     print(f"\n{figures['minutes']:.0f} minutes. All figures: {a.out.name}")
     if not all(found["agreement"]["ok"] for found in results.values()):
         raise SystemExit("The arms disagree, so the times mean nothing.")

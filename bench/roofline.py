@@ -8,13 +8,12 @@ bound.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from bench.compare import seconds
 from lessonplan.models.rows import Row
 
 
@@ -95,29 +94,37 @@ def peer_work(network: Any, rows: Sequence[Row], *, tuned: int, rank: int) -> fl
     )
 
 
-class Products:
-    """The frozen products of all decoder layers, forward and back to the inputs; nothing else.
+def products(network: Any, tokens: int) -> tuple[float, dict[str, Callable[[], None]]]:
+    """Return the operations of the decoder's frozen products, and ways to compute them.
 
-    All layers are gone through, as in a step, so their weights come from memory.
+    Forward and back to the inputs, and nothing else. All layers are gone through, as in a step, so
+    their weights come from memory. The machine's rate is that of the fastest way: on some CPUs the
+    library behind `torch.mm` leaves half of it unused.
     """
-
-    def __init__(self, network: Any, tokens: int) -> None:
-        self.weights = [
-            module.weight.detach()
-            for layer in network.base_model.layers
-            for module in layer.modules()
-            if isinstance(module, nn.Linear)
-        ]
-        sizes = {size for weight in self.weights for size in weight.shape}
-        self.batch = {size: torch.randn(tokens, size) for size in sizes}
-        self.work = 4.0 * tokens * sum(weight.numel() for weight in self.weights)
-
-    def run(self) -> float:
-        return seconds(self._run)
+    weights = [
+        module.weight.detach()
+        for layer in network.base_model.layers
+        for module in layer.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    batch = {size: torch.randn(tokens, size) for weight in weights for size in weight.shape}
 
     @torch.no_grad()
-    def _run(self) -> None:
-        for weight in self.weights:
+    def with_mm() -> None:
+        for weight in weights:
             outputs, inputs = weight.shape
-            nn.functional.linear(self.batch[inputs], weight)
-            torch.mm(self.batch[outputs], weight)
+            torch.mm(batch[inputs], weight.t())
+            torch.mm(batch[outputs], weight)
+
+    @torch.no_grad()
+    def with_onednn() -> None:
+        linear = torch.ops.mkldnn._linear_pointwise
+        for weight in weights:
+            outputs, inputs = weight.shape
+            linear(batch[inputs], weight, None, "none", [], "")
+            linear(batch[outputs], weight.t(), None, "none", [], "")
+
+    ways = {"torch.mm": with_mm}
+    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        ways["oneDNN"] = with_onednn
+    return 4.0 * tokens * sum(weight.numel() for weight in weights), ways

@@ -39,7 +39,7 @@ from bench.compare import (
     spread,
     take_turns,
 )
-from bench.roofline import Products, lower_work, ours_work, peer_work
+from bench.roofline import lower_work, ours_work, peer_work, products
 from lessonplan.data import load_questions, sample
 from lessonplan.models.loading import load, load_tokenizer, resolve
 from lessonplan.models.lora import add_adapter, remove_adapter
@@ -174,8 +174,8 @@ class Peer:
         trainer.remove_callback(PrinterCallback)
         return trainer
 
-    def losses(self, order: NDArray[np.int64]) -> tuple[NDArray[np.float64], float]:
-        """Tune, and return the mean loss of the questions in each step, and the seconds."""
+    def losses(self, order: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Tune, and return the mean loss of the questions in each step."""
         found = []
 
         def note(_module: Any, _inputs: Any, out: Any) -> None:
@@ -183,9 +183,9 @@ class Peer:
             found.append((-out.log_probs.detach().sum(1) / tokens).double().mean().item())
 
         handle = self.network.register_forward_hook(note)
-        taken = self.run(order)
+        self.run(order)
         handle.remove()
-        return np.array(found), taken
+        return np.array(found)
 
 
 @contextlib.contextmanager
@@ -212,15 +212,14 @@ def compare(
     ours.lower()
     own = ours.run(order).losses
     compiling = compile_seconds() - before
-    theirs, _ = peer.losses(order)
+    theirs = peer.losses(order)
     agreed = agreement(
         f"mean loss of the questions in each of {len(own)} steps (nats)",
         float(abs(own - theirs).max()),
         LIMIT,
     )
     with projecting_answers_alone():
-        compact, _ = peer.losses(order)
-    compact_off = float(abs(own - compact).max())
+        compact_off = float(abs(own - peer.losses(order)).max())
     print(f"  losses differ by {agreed['largest_difference']:.1e}", file=sys.stderr, flush=True)
 
     def peer_compact() -> float:
@@ -228,10 +227,11 @@ def compare(
             return peer.run(order)
 
     mean_tokens = round(recipe.batch_size * sum(map(len, rows)) / n)
-    products = Products(ours.model.network, mean_tokens)
-    products.run()
+    ideal, ways = products(ours.model.network, mean_tokens)
+    for way in ways.values():
+        way()
     arms: dict[str, Callable[[], float]] = {
-        "products": products.run,
+        **{name: lambda way=way: seconds(way) for name, way in ways.items()},
         "lower": lambda: seconds(ours.lower),
         "ours": lambda: seconds(lambda: ours.run(order)),
         "peer": lambda: peer.run(order),
@@ -244,11 +244,12 @@ def compare(
     network, rank = ours.model.network, recipe.adapter.rank
     depth = len(network.base_model.layers)
     tuned = depth if layers == "all" else int(layers)
+    machine = [ideal / min(turn) for turn in zip(*(taken[way] for way in ways), strict=True)]
     roof = {
         "tokens_in_a_product": mean_tokens,
-        "machine_gflops": spread([products.work / s / 1e9 for s in taken["products"]]),
-        "ours": reached(ours_work(network, rows, tuned=tuned, rank=rank), "ours", taken, products),
-        "peer": reached(peer_work(network, rows, tuned=tuned, rank=rank), "peer", taken, products),
+        "gflops_by_way": {way: spread([ideal / s / 1e9 for s in taken[way]]) for way in ways},
+        "ours": reached(ours_work(network, rows, tuned=tuned, rank=rank), taken["ours"], machine),
+        "peer": reached(peer_work(network, rows, tuned=tuned, rank=rank), taken["peer"], machine),
     }
     about = {
         "what": f"LoRA on {'all' if layers == 'all' else f'the top {layers} of'} {depth} layers",
@@ -258,7 +259,7 @@ def compare(
     if layers == "all":
         return {"tune_all": about | against_peer(taken["ours"], taken)}, {"tune_all": roof}
 
-    roof["lower"] = reached(lower_work(network, rows, tuned=tuned), "lower", taken, products)
+    roof["lower"] = reached(lower_work(network, rows, tuned=tuned), taken["lower"], machine)
     pairs = list(zip(taken["lower"], taken["ours"], strict=True))
     single = [compiling + lower + run for lower, run in pairs]
     study = [(compiling + lower + STUDY * run) / STUDY for lower, run in pairs]
@@ -267,7 +268,7 @@ def compare(
         "seconds_run": spread(taken["ours"]),
         "seconds_compiling": compiling,
     }
-    in_a_row = twelve_in_a_row(ours) if alternations > 1 else None
+    in_a_row = study_in_a_row(ours) if alternations > 1 else None
     results = {
         "tune_top_study": about
         | {
@@ -296,17 +297,17 @@ def against_peer(ours: Seconds, taken: dict[str, Seconds]) -> dict[str, Any]:
     }
 
 
-def reached(work: float, arm: str, taken: dict[str, Seconds], products: Products) -> dict[str, Any]:
-    """Return an arm's work, its rate, and the share of the machine's in the same turn."""
-    pairs = list(zip(taken[arm], taken["products"], strict=True))
+def reached(work: float, taken: Seconds, machine: Sequence[float]) -> dict[str, Any]:
+    """Return an arm's work, its rate, and the share of the machine's rate in the same turn."""
+    rates = [work / s for s in taken]
     return {
         "gflop": work / 1e9,
-        "gflops": statistics.median(work / s / 1e9 for s, _ in pairs),
-        "share": spread([(work / s) / (products.work / p) for s, p in pairs]),
+        "gflops": statistics.median(rates) / 1e9,
+        "share": spread([rate / most for rate, most in zip(rates, machine, strict=True)]),
     }
 
 
-def twelve_in_a_row(ours: Ours) -> float:
+def study_in_a_row(ours: Ours) -> float:
     """Return the seconds a run of a study takes, measured as a whole: other seeds, other orders."""
 
     def study() -> None:

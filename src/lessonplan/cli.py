@@ -203,6 +203,9 @@ def train(
     bad_rows: BadRowsOption = "error",
     scoring: ScoringOption = "cloze",
     score: ScoreOption = "per_token",
+    processes: Annotated[
+        int | None, typer.Option(help="With --set trainer=trl: processes to start, one a GPU.")
+    ] = None,
     settings: SetOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
@@ -231,6 +234,7 @@ def train(
                 recipe=recipe,
                 scoring=form,
                 trust_remote_code=trust_remote_code,
+                processes=processes,
                 on_step=on_step,
             )
     except TuningError as error:

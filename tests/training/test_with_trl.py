@@ -503,14 +503,19 @@ def named(line: list[int], tokens: list[list[int]]) -> int:
 
 def run_processes(folder: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*command, __file__, str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    with (
+        (folder / "output.txt").open("w") as output,
+        subprocess.Popen(
+            [*command, __file__, str(folder)], env=environment, stdout=output, stderr=output
+        ) as started,
+    ):
+        try:
+            status = started.wait(timeout=150)
+        except subprocess.TimeoutExpired:  # a process waits for the other in vain
+            started.terminate()  # and so its processes; killed, it would leave them behind
+            raise
+    assert status == 0, (folder / "output.txt").read_text()[-3000:]
 
 
 def be_one_process(folder: Path) -> None:

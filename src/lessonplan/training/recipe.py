@@ -91,6 +91,8 @@ class Recipe(Strict):
             gives every answer token the same weight within its step, as most trainers do: then a
             question's weight depends on the order.
         optimizer: "adamw", or "paged_adamw_8bit" (bitsandbytes; the paper's), which needs CUDA.
+        trainer: "lessonplan", this package's own, or "trl" for what outgrows one process (several
+            GPUs; the extra `trl`): the same steps in the same order through TRL and Accelerate.
         max_tokens: longer questions lose their beginning.
         max_grad_norm: gradients are scaled down to this norm; 0 does not clip.
         dtype, quantization, device: of the base model. Adapters are float32.
@@ -109,6 +111,7 @@ class Recipe(Strict):
     loss: Literal["answer", "choice"] = "answer"
     weight: Literal["question", "token"] = "question"
     optimizer: Literal["adamw", "paged_adamw_8bit"] = "adamw"
+    trainer: Literal["lessonplan", "trl"] = "lessonplan"
     max_tokens: Annotated[int, Field(ge=16)] = 512
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -121,6 +124,10 @@ class Recipe(Strict):
         if self.loss == "choice" and self.weight == "token":
             raise ValueError(
                 "weight: token goes with loss: answer; a choice has one term a question"
+            )
+        if self.trainer == "trl" and self.loss == "choice":
+            raise ValueError(
+                "trainer: trl knows loss: answer alone; a choice needs trainer: lessonplan"
             )
         if self.optimizer != "adamw" and not self.device.startswith("cuda"):
             raise ValueError(f"optimizer: {self.optimizer} needs a CUDA device, not {self.device}")

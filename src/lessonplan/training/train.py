@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from lessonplan.errors import InputError
 from lessonplan.models.engine import Engine
-from lessonplan.models.loading import Model, check_length, load, resolve
+from lessonplan.models.loading import Model, check_length, load, load_tokenizer, resolve
 from lessonplan.models.lora import Adapter, add_adapter
-from lessonplan.models.rows import question_texts, token_rows
+from lessonplan.models.rows import Row, question_texts, token_rows
 from lessonplan.orders import STRATEGIES, order
 from lessonplan.training.recipe import Recipe, Scoring
 from lessonplan.training.tune import TuningLog, tune
@@ -55,6 +55,7 @@ def train(
     recipe: Recipe | None = None,
     scoring: Scoring | None = None,
     trust_remote_code: bool = False,
+    processes: int | None = None,
     on_step: Callable[[int], None] | None = None,
     **settings: Any,
 ) -> TuningLog:
@@ -67,6 +68,7 @@ def train(
         out: folder for the adapter, in PEFT's format; must not exist or be empty.
         seed: of the order, the initial adapter and dropout.
         recipe, scoring: how to tune, and the form of the prompt.
+        processes: with ``trainer="trl"``: how many to start, one a GPU; None stays in this one.
         on_step: called with the number of questions seen.
         settings: further arguments of `lessonplan.order`, such as blocks or bands.
 
@@ -78,12 +80,34 @@ def train(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not an empty folder. Give another one with -o.")
     shown = question_order(questions, strategy, seed=seed, recipe=recipe, **settings)
+
+
+    def rows_of(tokenizer: Any) -> list[Row]:
+        texts = question_texts(
+            questions, scoring.form, template=scoring.template, only_answer=recipe.loss == "answer"
+        )
+        names = [f"question {identifier}" for identifier in questions["id"]]
+        return token_rows(tokenizer, texts, max_tokens=recipe.max_tokens, names=names)
+
+    if recipe.trainer == "trl":
+        from lessonplan.training.with_trl import tune_with_trl
+
+        tokenizer = load_tokenizer(resolve(model), trust_remote_code=trust_remote_code)
+        return tune_with_trl(
+            model,
+            rows_of(tokenizer),
+            shown,
+            recipe,
+            seed=seed,
+            out=out,
+            processes=processes,
+            trust_remote_code=trust_remote_code,
+            on_step=on_step,
+        )
+    if processes is not None:
+        raise InputError("processes go with trainer: trl (--set trainer=trl).")
     loaded, engine, adapter = prepare(model, recipe, trust_remote_code=trust_remote_code)
-    texts = question_texts(
-        questions, scoring.form, template=scoring.template, only_answer=recipe.loss == "answer"
-    )
-    names = [f"question {identifier}" for identifier in questions["id"]]
-    rows = token_rows(loaded.tokenizer, texts, max_tokens=recipe.max_tokens, names=names)
+    rows = rows_of(loaded.tokenizer)
     log = tune(
         engine,
         adapter,
