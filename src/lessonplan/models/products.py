@@ -1,0 +1,105 @@
+"""Matrix products with frozen weights, by the faster of the two libraries that torch has on CPUs.
+
+torch gives float32 products to MKL, which is about half as fast as oneDNN on AMD processors and no
+faster on Intel's (`python -m bench` times both). The choice follows from device and type alone, so
+the same study takes the same kernels every time.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ONEDNN: bool = (
+    platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+)
+
+
+def takes_onednn(*tensors: Tensor | None) -> bool:
+    """Say whether oneDNN multiplies these: float32 on an x86 CPU."""
+    return ONEDNN and all(
+        t is None or (t.dtype == torch.float32 and t.device.type == "cpu") for t in tensors
+    )
+
+
+def times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``x @ weight.T + bias``, outside of autograd; see `takes_onednn`."""
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return out
+
+
+class FrozenLinear(nn.Linear):
+    """A linear layer whose weights are never trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not takes_onednn(x, self.weight):
+            return nn.functional.linear(x, self.weight, self.bias)
+        return _frozen(x, self.weight, self.bias)
+
+
+def freeze(network: nn.Module) -> None:
+    """Stop a network's gradients and have its plain linear layers multiply as `FrozenLinear`."""
+    network.requires_grad_(False)
+    for module in network.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = FrozenLinear
+
+
+class _Frozen(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return times(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return times(gradients[0], weight.t()), None, None
+
+
+_frozen: Callable[[Tensor, Tensor, Tensor | None], Tensor] = _Frozen.apply
+
+
+class _LowRank(torch.autograd.Function):
+    """``W x + b + s B A x`` with gradients for x, A and B: five products a way, and no other copy.
+
+    `x` is ``[N, in]``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, s: float
+    ) -> Tensor:
+        low = times(x, a)
+        ctx.save_for_backward(x, weight, a, b, low)
+        ctx.scaling = s
+        return times(x, weight, bias).addmm_(low, b.t(), alpha=s)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b, low = ctx.saved_tensors
+        (out,) = gradients
+        of_low = times(out, b.t()).mul_(ctx.scaling)
+        of_b = (out.t() @ low).mul_(ctx.scaling)
+        of_a = of_low.t() @ x
+        of_x = times(out, weight.t()).addmm_(of_low, a) if ctx.needs_input_grad[0] else None
+        return of_x, None, None, of_a, of_b, None
+
+
+_low_rank: Callable[..., Tensor] = _LowRank.apply
+
+
+def low_rank(
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+) -> Tensor:
+    """Return ``x @ weight.T + bias + scaling * (x @ a.T) @ b.T``; see `takes_onednn`.
+
+    Args:
+        x: ``[..., in]``; weight: ``[out, in]``, frozen; a: ``[rank, in]``; b: ``[out, rank]``.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    return _low_rank(flat, weight, bias, a, b, scaling).view(*x.shape[:-1], -1)
