@@ -443,6 +443,7 @@ def main() -> None:
     """Run the command line; every documented error becomes one message and a status."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.showwarning = _show_warning
     try:
         app()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -19,6 +20,9 @@ from filelock import FileLock
 
 from lessonplan.errors import InputError, first_line, nearest
 from lessonplan.models.presets import PRESETS, Preset
+
+# Says at every import that a kernel for 4-bit weights must be compiled: nothing to be done about.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -388,12 +388,14 @@ def source_gains(outcome: Outcome, blocked: str = "") -> list[SourceGain]:
         blocked: "floor" or "ceiling": numbers are given, and nothing is claimed.
     """
     found: list[SourceGain] = []
+    named = {(k, s) for needs in outcome.sources.values() for k, s in needs.items()}
+    several = {kind for kind in KINDS if sum(k == kind for k, _ in named) > 1}
     for kind in KINDS:
         cells: dict[tuple[str, str], dict[str, str]] = {}
         for arm in outcome.arms:
             needs = outcome.sources.get(arm, {})
             if kind in needs:
-                fixed = ", ".join(f"{k}={s}" for k, s in needs.items() if k != kind)
+                fixed = ", ".join(f"{k}={s}" for k, s in needs.items() if k in several - {kind})
                 cells.setdefault((strategy_of(outcome, arm), fixed), {})[needs[kind]] = arm
         names = list(dict.fromkeys(source for arms in cells.values() for source in arms))
         for other, source in combinations(names, 2):

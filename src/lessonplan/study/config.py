@@ -122,7 +122,7 @@ class LabelSpec(Strict):
         models: for a measure: names of models, or "name@http://host/v1" for one behind an
             OpenAI-compatible server; by default the study's models. Several are averaged.
         form: "cloze" or "letter" (over all rotations of the options); by default the study's, and
-            always "letter" for a server.
+            "letter" for all models where one is behind a server.
         endpoint: how servers are asked.
         key: the column of `table` or `answers` that names the question.
         method: for `answers`: the plain "share", or item response theory, "1pl" or "2pl".

@@ -196,7 +196,14 @@ def _from_views(
     watch: Watch,
 ) -> Label:
     answers = np.asarray(questions["answer"][:], dtype=np.int64)
-    form = spec.form or scoring.form
+    chosen = _models(spec, models)
+    served = [found for model in chosen if (found := parse_endpoint(model.model)) is not None]
+    if served and spec.form == "cloze":
+        raise InputError(
+            f"{served[0].model} is behind a server, which is asked for letters alone; form: cloze "
+            "is for models that run here."
+        )
+    form = "letter" if served else spec.form or scoring.form
     if form == "cloze" and scoring.score == "unconditional":
         raise InputError(
             "Labels by models compare options by sum, per_token or per_byte, not unconditional. "
@@ -205,14 +212,9 @@ def _from_views(
     if form != scoring.form:
         scoring = Scoring(form=form)
     views = []
-    for model in _models(spec, models):
+    for model in chosen:
         endpoint = parse_endpoint(model.model)
         if endpoint is not None:
-            if spec.form == "cloze":
-                raise InputError(
-                    f"{endpoint.model} is behind a server, which is asked for letters alone; "
-                    "form: cloze is for models that run here."
-                )
             views.append(_served_view(endpoint, spec, questions, folder, scoring, watch))
         else:
             own = changed_recipe(recipe, model.recipe)
