@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from lessonplan.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Kind = Literal["difficulty", "category"]
 KINDS: tuple[Kind, ...] = ("difficulty", "category")
@@ -47,6 +49,8 @@ class Label:
 
     def part(self, kept: NDArray[np.int64]) -> Label:
         """Return the label of some of the questions, by their numbers."""
+        import pyarrow as pa
+
         values: Any = self.values
         return replace(
             self,
@@ -84,6 +88,8 @@ def label_table(label: Label, ids: list[str]) -> pa.Table:
 
     The column ``uninformative`` is there only where a labelling model was no better than guessing.
     """
+    import pyarrow as pa
+
     columns: dict[str, Any] = {"id": ids, label.kind: pa.array(label.values, from_pandas=True)}
     columns |= label.details
     if label.place is not None:

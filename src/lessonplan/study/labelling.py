@@ -197,7 +197,7 @@ def _from_views(
 ) -> Label:
     answers = np.asarray(questions["answer"][:], dtype=np.int64)
     chosen = _models(spec, models)
-    served = [found for model in chosen if (found := parse_endpoint(model.model)) is not None]
+    served = [e for model in chosen if (e := parse_endpoint(model.model)) is not None]
     if served and spec.form == "cloze":
         raise InputError(
             f"{served[0].model} is behind a server, which is asked for letters alone; form: cloze "
