@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -94,6 +95,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     write(folder / "bare.jsonl", [{k: row[k] for k in bare} for row in good])
     long = " ".join(f"word{i}" for i in range(300))
     write(folder / "long.jsonl", [*good[:3], good[3] | {"options": [long, f"{long} b", "c", "d"]}])
+    (folder / "half.jsonl").write_text('{"question": "bad \\ud83d half"}\n')
     (folder / "broken.jsonl").write_text('{"id": 1}\n{"id": \n')
     (folder / "empty.jsonl").write_text("")
     bare_model = folder / "no_tokenizer"
@@ -605,6 +607,13 @@ BAD_LABELS = {
     "unknown ending": ("difficulty train.jsonl --measure length -o NEW.txt", "must end in one of"),
     "too few to cluster": ("category train.jsonl -o NEW.csv", "48"),
     "unknown embedder": ("category train.jsonl --embedder minilmm -o NEW.csv", "'minilm'"),
+    "settings of another source": (
+        "difficulty train.jsonl --measure length --method 2pl -o NEW.csv",
+        "method: 2pl goes with answers",
+    ),
+    "one model twice": ("difficulty train.jsonl -m MODEL -m MODEL -o NEW.csv", "stands twice"),
+    "no threads": ("category train.jsonl --threads 0 -o NEW.csv", "threads"),
+    "half a character": ("difficulty half.jsonl --measure length -o NEW.csv", "half a character"),
     "wrong noise": ("category train.jsonl --noise drop -o NEW.csv", "cluster.noise"),
 }
 
@@ -619,12 +628,54 @@ def test_bad_labels(
     found: str,
 ) -> None:
     monkeypatch.chdir(folder)
-    words = line.replace("MODEL", str(tiny_llama)).replace("NEW", str(tmp_path / "new")).split()
+    monkeypatch.setenv("LESSONPLAN_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    out.mkdir()
+    words = line.replace("MODEL", str(tiny_llama)).replace("NEW", str(out / "new")).split()
     said = run("label", *words)
     assert said.status == 2, said
     assert found in said.err
     assert said.err.count("\n") <= 3  # what was begun, and the error
-    assert not list(tmp_path.iterdir())
+    assert not list(out.iterdir())
+
+
+def test_a_label_table_and_a_column_together(folder: Path, tmp_path: Path) -> None:
+    """The category is the data's own, the difficulty comes from the table."""
+    table, ordered = tmp_path / "length.csv", tmp_path / "ordered.jsonl"
+    run("label", "difficulty", folder / "train.jsonl", "--measure", "length", "-o", table)
+    said = run("order", folder / "train.jsonl", "-s", "blocked_curriculum", "--labels", table,
+               "--category", "category", "-o", ordered)  # fmt: skip
+    assert said.status == 0, said
+    shown = [json.loads(line) for line in ordered.read_text().splitlines()]
+    kinds = [row["category"] for row in shown]
+    assert sum(a != b for a, b in itertools.pairwise(kinds)) == 3
+    for kind in set(kinds):
+        sizes = [
+            len(r["question"]) + sum(map(len, r["options"])) for r in shown if r["category"] == kind
+        ]
+        assert sizes == sorted(sizes)
+
+
+def test_ids_under_another_name_are_asked_for(tmp_path: Path) -> None:
+    """Numbers that are ids could pass for row numbers."""
+    named = [
+        {k: v for k, v in row.items() if k != "id"} | {"number": 11 - i}
+        for i, row in enumerate(rows(12))
+    ]
+    data, table = write(tmp_path / "named.jsonl", named), tmp_path / "length.csv"
+    said = run("label", "difficulty", data, "--measure", "length", "--column", "id=number",
+               "-o", table)  # fmt: skip
+    assert said.status == 0, said
+    ordered = tmp_path / "ordered.jsonl"
+    said = run("order", data, "-s", "curriculum", "--labels", table, "-o", ordered)
+    assert said.status == 2
+    assert "--id number" in said.err
+    said = run("order", data, "-s", "curriculum", "--labels", table, "--id", "number",
+               "-o", ordered)  # fmt: skip
+    assert said.status == 0, said
+    shown = [json.loads(line) for line in ordered.read_text().splitlines()]
+    sizes = [len(r["question"]) + sum(map(len, r["options"])) for r in shown]
+    assert sizes == sorted(sizes)
 
 
 def test_lists() -> None:

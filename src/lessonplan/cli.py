@@ -124,8 +124,15 @@ def order(
     category: Annotated[str | None, typer.Option(help="Column with the category.")] = None,
     difficulty: Annotated[str | None, typer.Option(help="Column with the difficulty.")] = None,
     labels: Annotated[
-        Path | None,
-        typer.Option(help="Take these labels from another table, by id (see `lessonplan label`)."),
+        list[Path] | None,
+        typer.Option(
+            help="A label table, joined by id (see `lessonplan label`), for labels that DATA has "
+            "not itself. May be given several times."
+        ),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option("--id", help="Column of DATA with the ids in --labels; by default id."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
     blocks: Annotated[str, typer.Option(help="Rounds of interleaving, or band.")] = "3",
@@ -160,10 +167,9 @@ def order(
     questions = None if Path(data).exists() else load_questions(data, split=split)
     found: dict[str, Any] = {}
     for kind, column in (("category", category), ("difficulty", difficulty)):
-        if labels is not None:
-            if getattr(STRATEGIES.get(strategy), f"uses_{kind}", False) or column is not None:
-                ids = _ids(data) if questions is None else questions["id"][:]
-                found[kind] = _joined_label(ids, labels, kind, column)
+        joined = _joined_label(data, questions, labels or [], kind, column, key)
+        if joined is not None:
+            found[kind] = joined
         elif questions is not None:
             name = column or kind
             if name not in questions.column_names:
@@ -355,7 +361,7 @@ def label_difficulty(
         {
             "models": model or [],
             "measure": measure or ("probability" if model else None),
-            "form": form if model else None,
+            "form": form,
             "answers": None if answers is None else str(answers),
             "method": method,
             "key": key,
@@ -402,7 +408,7 @@ def label_category(
     number, how sure its membership is, and a place on a map.
     """
     from lessonplan.study.config import read_label_spec
-    from lessonplan.training.recipe import Recipe, Scoring
+    from lessonplan.training.recipe import Scoring, read_recipe
 
     cluster = {
         "embedder": embedder,
@@ -413,7 +419,8 @@ def label_category(
     }
     spec = read_label_spec("category", {"cluster": cluster})
     questions = _label_questions(data, out, split, column, bad_rows, [])
-    label = _write_label("category", spec, questions, data, out, Recipe(threads=threads), Scoring())
+    recipe = read_recipe([f"threads={threads}"])
+    label = _write_label("category", spec, questions, data, out, recipe, Scoring())
     _say(_label_summary(label, questions))
 
 
@@ -517,6 +524,8 @@ def _write_label(
     write_table(Dataset(label_table(label, questions["id"][:])), out)
     for note in label.notes:
         _say(note)
+    if lacking := int(label.missing.sum()):
+        _say(f"{lacking} of {len(questions)} questions have no {kind}; their cells are empty.")
     if label.uninformative:
         _say("These labels say nothing of the questions; a study refuses them unless asked to.")
     _say(f"{len(questions)} questions, {kind} by {label.origin}: {out}")
@@ -553,24 +562,50 @@ def _label_summary(label: Any, questions: Any) -> str:
     return "\n".join(said)
 
 
-def _ids(file: str) -> list[str]:
-    """Return the column "id" of a file, or its 0-based row numbers, as questions are named."""
-    from lessonplan.data.tables import read_table, row_count
-    from lessonplan.labels.tables import cell_text
-
-    columns = read_table(file).columns
-    if "id" in columns:
-        return [cell_text(cell) for cell in columns["id"]]
-    return [str(row) for row in range(row_count(columns))]
-
-
-def _joined_label(ids: list[str], table: Path, kind: Any, column: str | None) -> Any:
+def _joined_label(
+    data: str, questions: Any, tables: list[Path], kind: Any, column: str | None, key: str | None
+) -> Any:
+    """Return a label from the first table that has it; None where there is none, or DATA has it."""
+    from lessonplan.data.tables import read_table
+    from lessonplan.labels.label import Label, checked
     from lessonplan.labels.tables import read_labels
 
-    values, notes, _ = read_labels(ids, table, kind, column=column)
-    for note in notes:
-        _say(note)
-    return values
+    if not tables:
+        return None
+    columns = read_table(data).columns if questions is None else questions[:]
+    if column in columns:
+        return None
+    for table in tables:
+        theirs = read_table(table).columns
+        if (column or kind) not in theirs:
+            continue
+        ids = _ids(data, columns, key, list(theirs.get("id", [])))
+        values, notes, uninformative = read_labels(ids, table, kind, column=column)
+        for note in [*notes, *uninformative]:
+            print(f"note: {note}", file=sys.stderr)
+        return checked(Label(kind, values, f"table {table.name}"), data).values
+    return None
+
+
+def _ids(file: str, columns: dict[str, Any], key: str | None, theirs: list[Any]) -> list[str]:
+    """Return what a label table calls the rows of a file: their ids, or 0-based row numbers."""
+    from lessonplan.data.tables import missing_column, row_count
+    from lessonplan.labels.tables import cell_text
+
+    if key is not None and key not in columns:
+        raise InputError(missing_column(file, key, columns))
+    if key is not None or "id" in columns:
+        return [cell_text(cell) for cell in columns[key or "id"]]
+    rows = [str(row) for row in range(row_count(columns))]
+    named = {cell_text(cell) for cell in theirs}
+    for name, cells in columns.items():
+        texts = [cell_text(cell) if isinstance(cell, (str, int, float)) else "" for cell in cells]
+        if texts != rows and named and set(texts) == named:
+            raise InputError(
+                f"{file} has no column 'id', and the label table's ids are those of its column "
+                f"{name!r}. Say so: --id {name}."
+            )
+    return rows
 
 
 def _columns(pairs: list[str] | None) -> dict[str, Any] | None:

@@ -129,6 +129,26 @@ def test_dynamics_are_of_a_run_in_random_order(
     assert np.corrcoef(sure.values, spread.values)[0, 1] < 0.99
 
 
+def test_dynamics_in_the_form_asked_for(label: Callable[..., Label], tiny_llama: Path) -> None:
+    cloze = label(models=str(tiny_llama), measure="confidence")
+    letter = label(models=str(tiny_llama), measure="confidence", form="letter")
+    assert not np.allclose(cloze.values, letter.values)
+
+
+def test_cut_questions_are_counted(questions: Any, tiny_llama: Path, tmp_path: Path) -> None:
+    spec = read_label_spec("difficulty", {"models": [tiny_llama], "allow_uninformative": True})
+
+    def notes(max_tokens: int) -> list[str]:
+        recipe = RECIPE.model_copy(update={"max_tokens": max_tokens})
+        return make_label(
+            "difficulty", spec, questions, name="set", folder=tmp_path, recipe=recipe,
+            scoring=Scoring(),
+        ).notes  # fmt: skip
+
+    assert not any("lost their beginning" in note for note in notes(400))
+    assert any("48 questions are longer than 40 tokens" in note for note in notes(40))
+
+
 def test_length_needs_no_model(label: Callable[..., Label]) -> None:
     assert np.ptp(label(measure="length").values) > 0
 
@@ -202,6 +222,9 @@ def test_sources_by_name(make: Make) -> None:
         ({"difficulty": {"x": {"column": "a", "answers": "b"}}}, "found answers and column"),
         ({"difficulty": {"x": {"measure": "length", "models": ["m"]}}}, "models go with"),
         ({"difficulty": {"x": {"column": "a", "form": "letter"}}}, "form goes with"),
+        ({"difficulty": {"x": {"column": "a", "method": "2pl"}}}, "goes with answers"),
+        ({"difficulty": {"x": {"column": "a", "key": "q"}}}, "key goes with"),
+        ({"difficulty": {"": {"column": "a"}}}, "a source needs a name"),
         ({"difficulty": []}, "at least one source"),
     ],
 )

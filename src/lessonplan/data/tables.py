@@ -307,6 +307,7 @@ def parse_json_lines(text: str, path: Path) -> Table:
             row = json.loads(line)
         except ValueError as error:
             raise InputError(f"{path}, line {number}: not valid JSON ({error}).") from error
+        _refuse_half_characters(line, row, f"{path}, line {number}")
         if not isinstance(row, dict):
             raise InputError(
                 f"{path}, line {number}: expected a JSON object, found {_kind_of(row)}."
@@ -322,11 +323,25 @@ def _parse_json_array(text: str, path: Path) -> Table:
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}: not valid JSON ({error}).") from error
     for number, row in enumerate(rows, start=1):
+        _refuse_half_characters(text, row, f"{path}, entry {number}")
         if not isinstance(row, dict):
             raise InputError(
                 f"{path}, entry {number}: expected a JSON object, found {_kind_of(row)}."
             )
     return Table(_columns_of(rows), None)
+
+
+def _refuse_half_characters(text: str, row: Any, where: str) -> None:
+    r"""Refuse text such as "\ud83d" alone, half of an emoji: JSON can hold it, UTF-8 cannot."""
+    if "\\ud" not in text and "\\uD" not in text:
+        return
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: {error.object[error.start : error.end]!r} is half a character. The text was "
+            "probably cut in the middle of one; mend or remove it."
+        ) from None
 
 
 def _kind_of(value: Any) -> str:

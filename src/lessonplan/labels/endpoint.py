@@ -280,11 +280,14 @@ def top_tokens(body: Any) -> dict[str, float] | None:
             pairs = [(entry["token"], entry["logprob"]) for entry in first]
         tokens: dict[str, float] = {}
         for token, value in pairs:
-            if value is None or not math.isfinite(value) or value <= UNLIKELY:
+            value = math.nan if value is None else float(value)
+            if not math.isfinite(value) or value <= UNLIKELY:
                 continue
             # Different tokens can look the same: "A" and "▁A" where a server strips spaces.
             tokens[str(token)] = float(np.logaddexp(tokens.get(token, -np.inf), value))
-    except (TypeError, KeyError, IndexError, AttributeError):
+    except (TypeError, KeyError, IndexError, AttributeError, ValueError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(
             "its answer is not that of an OpenAI-compatible server: "
             f"{json.dumps(body, default=str)[:150]}"
@@ -651,7 +654,7 @@ async def _send(session: _Session, prompt: str, extra: Mapping[str, int]) -> Any
         raise _failure(session, response, prompt)
     try:
         return response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(
             f"{session.place} is not an OpenAI-compatible server's: it answered with "
             f"{_said(session, response)}. The base of the address often ends with /v1."
@@ -734,7 +737,7 @@ def _said(session: _Session, response: httpx.Response) -> str:
         return "an HTML page"
     try:
         body = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         body = text
     while isinstance(body, (dict, list)) and body:
         if isinstance(body, list):

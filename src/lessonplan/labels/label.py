@@ -69,8 +69,10 @@ def checked(label: Label, name: str) -> Label:
     missing = label.missing
     if missing.all():
         raise InputError(
-            f"{name}: no question has a {label.kind} ({label.origin}). Take another source under "
-            f"labels.{label.kind}, or leave out the strategies that use it."
+            f"{name}: no question has a {label.kind} ({label.origin}). "
+            + "".join(f"{note} " for note in label.notes)
+            + f"Take another source under labels.{label.kind}, or leave out the strategies that "
+            "use it."
         )
     if not isinstance(label.values, list):
         present = label.values[~missing]

@@ -57,6 +57,11 @@ def join(ids: Sequence[str], path: str | os.PathLike[str], key: str | None = Non
         raise InputError(tables.missing_column(path, key, table.columns))
 
     place = {identifier: i for i, identifier in enumerate(ids)}
+    if len(place) < len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise InputError(
+            f"Two questions have the id {twice!r}, so a table cannot say which one it means."
+        )
     found = np.full(len(place), -1, dtype=np.int64)
     seen: set[str] = set()
     unknown = []
@@ -118,8 +123,7 @@ def read_labels(
     columns = joined.table.columns
     name = kind if column is None else column
     if name not in columns:
-        hint = " Name the column of labels with column." if column is None else ""
-        raise InputError(tables.missing_column(path, name, columns) + hint)
+        raise InputError(tables.missing_column(path, name, columns))
     cells = [columns[name][row] if row >= 0 else None for row in joined.row]
     missing = sum(map(tables.is_missing, cells))
     if missing == len(cells):

@@ -146,8 +146,9 @@ def endpoint_view(
     if missing.any():
         view.notes.append(
             f"{endpoint.model}: {missing.sum()} letters of {int((missing > 0).sum())} questions "
-            f"were not among its {endpoint.top} likeliest tokens. They count as probability 0 and "
-            "are counted in the column 'missing'."
+            f"were not among its {endpoint.top} likeliest tokens. They count as probability 0 (and "
+            "leave the loss unknown where they are right) and are counted in the column "
+            f"'missing: {endpoint.model}'."
         )
     if unread:
         view.notes.append(

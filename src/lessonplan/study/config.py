@@ -97,7 +97,8 @@ class ClusterSpec(Strict):
 
 
 def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    entries = value if isinstance(value, list) else [value]
+    return [str(entry) if isinstance(entry, Path) else entry for entry in entries]
 
 
 class LabelSpec(Strict):
@@ -165,8 +166,12 @@ class LabelSpec(Strict):
             )
         if self.models and self.measure in (None, "length"):
             raise ValueError("models go with a measure that reads them")
-        if self.form and self.measure is None:
-            raise ValueError("form goes with a measure")
+        if self.form and self.measure in (None, "length"):
+            raise ValueError("form goes with a measure by models")
+        if self.method != "share" and self.answers is None:
+            raise ValueError(f"method: {self.method} goes with answers")
+        if self.key and self.answers is None and self.table is None:
+            raise ValueError("key goes with answers or a table")
         return self
 
 
@@ -219,6 +224,8 @@ class LabelSpecs(Strict):
                     )
             return {name: known[name] for name in names}
         if isinstance(value, dict):
+            if any(not str(name).strip() for name in value):
+                raise ValueError("a source needs a name")
             return {
                 name: known.get(name, {}) if spec is None else spec for name, spec in value.items()
             }
@@ -525,7 +532,8 @@ def read_label_spec(kind: str, values: dict[str, Any]) -> LabelSpec:
         InputError: says which setting is wrong.
     """
     try:
-        specs: dict[str, LabelSpec] = getattr(LabelSpecs.model_validate({kind: {"": values}}), kind)
+        read = LabelSpecs.model_validate({kind: {"label": values}})
+        specs: dict[str, LabelSpec] = getattr(read, kind)
     except ValidationError as error:
         said = []
         for problem in error.errors():
@@ -534,7 +542,7 @@ def read_label_spec(kind: str, values: dict[str, Any]) -> LabelSpec:
             found = "" if problem["type"] == "value_error" else f" (found {problem['input']!r})"
             said.append(f"{key}: {message}{found}" if key else message + found)
         raise InputError("; ".join(dict.fromkeys(said))) from None
-    return specs[""]
+    return specs["label"]
 
 
 def dump_study(study: Study) -> str:

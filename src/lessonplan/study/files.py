@@ -86,6 +86,4 @@ def read_table(path: Path) -> pa.Table:
     try:
         return pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(
-            f"{path} is broken ({error}). Delete {path.parent} to have it made again."
-        ) from None
+        raise InputError(f"{path} is broken ({error}). Delete it to have it made again.") from None

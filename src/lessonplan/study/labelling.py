@@ -24,7 +24,7 @@ from lessonplan.labels.clusters import ClusterSettings, cluster
 from lessonplan.labels.dynamics import cartography
 from lessonplan.labels.embedding import cluster_texts, embed
 from lessonplan.labels.endpoint import Endpoint, parse_endpoint
-from lessonplan.labels.label import Kind, Label, checked
+from lessonplan.labels.label import KINDS, Kind, Label, checked
 from lessonplan.labels.tables import read_labels
 from lessonplan.labels.views import (
     MEASURES,
@@ -84,7 +84,10 @@ def label(
     Raises:
         InputError: settings that cannot be, or a label that cannot be had.
     """
-    spec = read_label_spec(kind, settings | {"allow_uninformative": True})
+    if kind not in KINDS:
+        raise InputError(f"A label is a {' or a '.join(KINDS)}, not {kind!r}.")
+    plain = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
+    spec = read_label_spec(kind, plain | {"allow_uninformative": True})
     return make_label(
         kind,
         spec,
@@ -215,7 +218,7 @@ def _from_views(
     for model in chosen:
         endpoint = parse_endpoint(model.model)
         if endpoint is not None:
-            views.append(_served_view(endpoint, spec, questions, folder, scoring, watch))
+            views.append(_served_view(endpoint, spec, questions, scoring, watch))
         else:
             own = changed_recipe(recipe, model.recipe)
             views.append(_own_view(model, questions, answers, folder, own, scoring, watch))
@@ -252,8 +255,16 @@ def _models(spec: LabelSpec, models: Sequence[ModelSpec]) -> list[ModelSpec]:
         if not models:
             raise InputError(f"measure: {spec.measure} needs models; name one or several.")
         return list(models)
+    twice = sorted({name for name in spec.models if spec.models.count(name) > 1})
+    if twice:
+        raise InputError(f"The model {twice[0]} stands twice among the models of a label.")
     own = {name: model for model in models for name in (model.model, model.name) if name}
-    return [own.get(name, ModelSpec(model=name)) for name in spec.models]
+    chosen = [own.get(name, ModelSpec(model=name)) for name in spec.models]
+    titles = [model.title for model in chosen]
+    return [
+        model.model_copy(update={"name": model.model}) if titles.count(model.title) > 1 else model
+        for model in chosen
+    ]
 
 
 def _own_view(
@@ -299,11 +310,18 @@ def _own_view(
             ),
         )
     kept = read_table(file)
+    cut = sum(row.cut > 0 for row in rows)
     return View(
         model.title,
         [np.array(p) for p in kept["probabilities"].to_pylist()],
         kept["loss"].to_numpy(),
         np.zeros(len(kept), dtype=np.int64),
+        notes=[
+            f"{cut} questions are longer than {recipe.max_tokens} tokens of {model.title} and lost "
+            "their beginning."
+        ]
+        if cut
+        else [],
     )
 
 
@@ -346,13 +364,12 @@ def _served_view(
     endpoint: Endpoint,
     spec: LabelSpec,
     questions: Any,
-    folder: Path,
     scoring: Scoring,
     watch: Watch,
 ) -> View:
     asked = Endpoint(endpoint.model, endpoint.url, **spec.endpoint.model_dump())
-    log = folder / f"answers-{digest([asked.url, asked.model, asked.api, asked.top])}.jsonl"
-    folder.mkdir(parents=True, exist_ok=True)
+    # Paid for, so in the user's cache: other studies of the same questions ask for nothing again.
+    log = cache_folder() / "answers" / f"{digest([asked.url, asked.model, asked.api])}.jsonl"
     prompts = sum(map(len, questions["options"]))
     text = f"difficulty by {asked.model} at {asked.url}"
     return endpoint_view(
@@ -373,6 +390,8 @@ def _from_dynamics(
     models: Sequence[ModelSpec],
     watch: Watch,
 ) -> Label:
+    if spec.form is not None and spec.form != scoring.form:
+        scoring = Scoring(form=spec.form)
     answers = questions["answer"][:]
     found = []
     chosen = _models(spec, models)
