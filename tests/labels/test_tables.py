@@ -99,8 +99,7 @@ def test_sentences_on_an_uninformative_source(tmp_path: Path, questions: Dataset
             "id,hardness\n0,1\n",
             "difficulty",
             {},
-            r"no column 'difficulty'.*Name the column of "
-            r"labels with column",
+            "no column 'difficulty'. Its columns are",
         ),
         ("id,hardness\n0,1\n", "difficulty", {"column": "hardnes"}, "Did you mean 'hardness'"),
         ("id,category\n0,\n", "category", {}, "'category' has no category for any question"),
