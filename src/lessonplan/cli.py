@@ -10,6 +10,22 @@ from typing import Annotated, Any
 
 import typer
 
+from lessonplan.cli_label import label_app
+from lessonplan.cli_options import (
+    BadRowsOption,
+    ColumnsOption,
+    Data,
+    ModelOption,
+    ScoreOption,
+    ScoringOption,
+    SeedOption,
+    SetOption,
+    SplitOption,
+    StrategyOption,
+    TrustOption,
+    read_columns_option,
+    say,
+)
 from lessonplan.errors import InputError
 from lessonplan.orders import STRATEGIES
 
@@ -23,35 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Data = Annotated[
-    str, typer.Argument(metavar="DATA", help="Built-in name, preset, hub id, or file.")
-]
-StrategyOption = Annotated[
-    str, typer.Option("--strategy", "-s", help=f"One of: {', '.join(STRATEGIES)}.")
-]
-SeedOption = Annotated[int, typer.Option(help="Seed of the order and of the training.")]
-SplitOption = Annotated[str | None, typer.Option(help="Part of the data, such as train or test.")]
-BadRowsOption = Annotated[str, typer.Option(help="error, or drop rows that cannot be used.")]
-ColumnsOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--column",
-        help="ours=theirs for question, options, answer, id, category or difficulty; several "
-        "option columns as options=a,b,c. May be given several times.",
-    ),
-]
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="Preset, folder, .gguf or hub id.")]
-ScoringOption = Annotated[str, typer.Option(help="cloze or letter.")]
-ScoreOption = Annotated[str, typer.Option(help="sum, per_token, per_byte or unconditional.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="key=value changes a setting; may be given several times."),
-]
-LabelOut = Annotated[
-    Path, typer.Option("--out", "-o", help="Label table (.parquet, .jsonl, .csv).")
-]
-TrustOption = Annotated[bool, typer.Option(help="Run code that lies beside a model's weights.")]
+app.add_typer(label_app, name="label")
 
 
 @app.command()
@@ -69,7 +57,7 @@ def study(
         run_study(configured, out, watch)
     _report(out)
     if watch.failures:
-        _say(f"{len(watch.failures)} runs failed; starting the study again tries them again.")
+        say(f"{len(watch.failures)} runs failed; starting the study again tries them again.")
         raise typer.Exit(1)
 
 
@@ -111,7 +99,7 @@ def compare(
     comparison = compare_tables(files, baseline=baseline)
     _print(comparison)
     if out is not None:
-        _say(f"report: {write_report(comparison.record, out)}")
+        say(f"report: {write_report(comparison.record, out)}")
 
 
 @app.command()
@@ -194,7 +182,7 @@ def order(
         write_ordered(data, out, permutation)
     else:
         write_table(questions.select(permutation), out)
-    _say(f"{len(permutation)} rows in {strategy} order: {out}")
+    say(f"{len(permutation)} rows in {strategy} order: {out}")
 
 
 @app.command()
@@ -225,7 +213,9 @@ def train(
 
     recipe = read_recipe(settings or [])
     form = read_scoring(scoring, score)
-    questions = load_questions(data, split=split, columns=_columns(column), bad_rows=bad_rows)
+    questions = load_questions(
+        data, split=split, columns=read_columns_option(column), bad_rows=bad_rows
+    )
     from lessonplan.training.train import train as train_model
     from lessonplan.training.tune import TuningError
 
@@ -247,7 +237,7 @@ def train(
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     first, last = log.losses[0], log.losses[-1]
-    _say(f"loss {first:.3f} at the first step, {last:.3f} at the last; adapter: {out}")
+    say(f"loss {first:.3f} at the first step, {last:.3f} at the last; adapter: {out}")
 
 
 @app.command()
@@ -278,7 +268,9 @@ def evaluate(
     form = read_scoring(scoring, score)
     if table_format(out) is None:  # said before the work, not after it
         raise InputError(f"{out}: the name must end in one of {', '.join(EXTENSIONS)}.")
-    questions = load_questions(data, split=split, columns=_columns(column), bad_rows=bad_rows)
+    questions = load_questions(
+        data, split=split, columns=read_columns_option(column), bad_rows=bad_rows
+    )
     table = evaluate_model(
         questions,
         model,
@@ -289,139 +281,10 @@ def evaluate(
     )
     write_table(Dataset(table), out)
     answers, chosen = (np.asarray(table[name].to_numpy()) for name in ("answer", "chosen"))
-    _say(
+    say(
         f"{len(table)} questions: accuracy {accuracy(answers, chosen):.3f}, weighted F1 "
         f"{weighted_f1(answers, chosen):.3f}; predictions: {out}"
     )
-
-
-label_app = typer.Typer(help="Label questions: how hard they are, and what they are about.")
-app.add_typer(label_app, name="label")
-
-
-@label_app.command("difficulty")
-def label_difficulty(
-    data: Data,
-    out: LabelOut,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="Preset, folder, .gguf, hub id, or NAME@http://host/v1 for a model behind an "
-            "OpenAI-compatible server. Several are averaged.",
-        ),
-    ] = None,
-    measure: Annotated[
-        str | None,
-        typer.Option(
-            help="By models: probability (of a wrong option), loss, margin, entropy; by a "
-            "fine-tuning: confidence, variability; or length.",
-        ),
-    ] = None,
-    form: Annotated[
-        str | None, typer.Option(help="cloze or letter (over all rotations of the options).")
-    ] = None,
-    answers: Annotated[
-        Path | None, typer.Option(help="A table of question by respondent, instead of models.")
-    ] = None,
-    method: Annotated[
-        str, typer.Option(help="For --answers: share (wrong), or 1pl or 2pl (item response).")
-    ] = "share",
-    key: Annotated[str | None, typer.Option(help="Column of --answers with the id.")] = None,
-    share_right: Annotated[
-        str | None, typer.Option(help="A column with the share of people who were right.")
-    ] = None,
-    api: Annotated[str, typer.Option(help="For a server: completions or chat.")] = "completions",
-    key_variable: Annotated[
-        str | None, typer.Option(help="Environment variable with the server's key.")
-    ] = None,
-    concurrency: Annotated[int, typer.Option(help="Requests at a time.")] = 8,
-    per_minute: Annotated[float | None, typer.Option(help="Most requests a minute.")] = None,
-    attempts: Annotated[int, typer.Option(help="Tries of a request before giving up.")] = 6,
-    top: Annotated[int, typer.Option(help="Log-probabilities asked for a token.")] = 20,
-    score: ScoreOption = "per_token",
-    split: SplitOption = None,
-    column: ColumnsOption = None,
-    bad_rows: BadRowsOption = "error",
-    settings: SetOption = None,
-) -> None:
-    """Label how hard each question is, by models, people's answers or the text.
-
-    The table has a row a question: id, difficulty (0 easiest, 1 hardest) and what it was made from.
-    --set changes how a model is loaded and tuned: --set threads=4 --set max_tokens=1024.
-    """
-    from lessonplan.study.config import read_label_spec
-    from lessonplan.training.recipe import read_recipe, read_scoring
-
-    recipe = read_recipe(settings or [])
-    scoring = read_scoring(form or "cloze", score)
-    spec = read_label_spec(
-        "difficulty",
-        {
-            "models": model or [],
-            "measure": measure or ("probability" if model else None),
-            "form": form,
-            "answers": None if answers is None else str(answers),
-            "method": method,
-            "key": key,
-            "share_right": share_right,
-            "endpoint": {
-                "api": api,
-                "key_variable": key_variable,
-                "concurrency": concurrency,
-                "per_minute": per_minute,
-                "attempts": attempts,
-                "top": top,
-            },
-        },
-    )
-    keep = [share_right] if share_right else []
-    questions = _label_questions(data, out, split, column, bad_rows, keep)
-    label = _write_label("difficulty", spec, questions, data, out, recipe, scoring)
-    _say(_label_summary(label, questions))
-
-
-@label_app.command("category")
-def label_category(
-    data: Data,
-    out: LabelOut,
-    embedder: Annotated[
-        str, typer.Option(help="minilm (offline), pubmedbert (the paper's), folder or hub id.")
-    ] = "minilm",
-    embed: Annotated[
-        str, typer.Option(help="question_and_options, or question alone.")
-    ] = "question_and_options",
-    trials: Annotated[int, typer.Option(help="Sets of parameters to try.")] = 30,
-    noise: Annotated[
-        str, typer.Option(help="nearest: into the nearest cluster; own: a category of its own.")
-    ] = "nearest",
-    seed: Annotated[int, typer.Option(help="Of the search and of UMAP.")] = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads for the embeddings.")] = 2,
-    split: SplitOption = None,
-    column: ColumnsOption = None,
-    bad_rows: BadRowsOption = "error",
-) -> None:
-    """Label what each question is about, by clustering.
-
-    The table has a row a question: id, category (named by its most typical words), the cluster's
-    number, how sure its membership is, and a place on a map.
-    """
-    from lessonplan.study.config import read_label_spec
-    from lessonplan.training.recipe import Scoring, read_recipe
-
-    cluster = {
-        "embedder": embedder,
-        "embed": embed,
-        "trials": trials,
-        "noise": noise,
-        "seed": seed,
-    }
-    spec = read_label_spec("category", {"cluster": cluster})
-    questions = _label_questions(data, out, split, column, bad_rows, [])
-    recipe = read_recipe([f"threads={threads}"])
-    label = _write_label("category", spec, questions, data, out, recipe, Scoring())
-    _say(_label_summary(label, questions))
 
 
 @app.command()
@@ -479,87 +342,8 @@ def _report(folder: Path) -> None:
     record = read_record(folder)
     page = write_report(record, open_folder(folder).report)
     found = verdict(record, analyse(record))
-    _say("\n".join([*found.sentences, *found.caveats]))
-    _say(f"report: {page}")
-
-
-def _label_questions(
-    data: str,
-    out: Path,
-    split: str | None,
-    column: list[str] | None,
-    bad_rows: str,
-    keep: list[str],
-) -> Any:
-    from lessonplan.data import load_questions
-    from lessonplan.data.tables import EXTENSIONS, table_format
-
-    if table_format(out) is None:  # said before the work, not after it
-        raise InputError(f"{out}: the name must end in one of {', '.join(EXTENSIONS)}.")
-    return load_questions(data, split=split, columns=_columns(column), bad_rows=bad_rows, keep=keep)
-
-
-def _write_label(
-    kind: Any, spec: Any, questions: Any, data: str, out: Path, recipe: Any, scoring: Any
-) -> Any:
-    from datasets import Dataset
-
-    from lessonplan.data import write_table
-    from lessonplan.labels.label import label_table
-    from lessonplan.models.loading import cache_folder
-    from lessonplan.progress import StudyProgress
-    from lessonplan.study.labelling import make_label
-
-    with StudyProgress() as watch:
-        label = make_label(
-            kind,
-            spec.model_copy(update={"allow_uninformative": True}),
-            questions,
-            name=data,
-            folder=cache_folder() / "labels",
-            recipe=recipe,
-            scoring=scoring,
-            watch=watch,
-        )
-    write_table(Dataset(label_table(label, questions["id"][:])), out)
-    for note in label.notes:
-        _say(note)
-    if lacking := int(label.missing.sum()):
-        _say(f"{lacking} of {len(questions)} questions have no {kind}; their cells are empty.")
-    if label.uninformative:
-        _say("These labels say nothing of the questions; a study refuses them unless asked to.")
-    _say(f"{len(questions)} questions, {kind} by {label.origin}: {out}")
-    return label
-
-
-def _label_summary(label: Any, questions: Any) -> str:
-    """Say how a label agrees with the data's own, its models with each other, and what it leaks."""
-    import numpy as np
-
-    from lessonplan.evaluation import LabelSource
-    from lessonplan.report.source_section import agreement_sentence
-    from lessonplan.statistics.sources import agreements, leak
-
-    answers = np.asarray(questions["answer"][:], dtype=np.int64)
-    named = {"this label": label.values}
-    for column, values in label.details.items():
-        if ": " in column and not column.startswith(("right: ", "missing: ")):
-            named[column.split(": ", 1)[1]] = np.asarray(values.to_numpy(zero_copy_only=False))
-    own = questions[label.kind][:]
-    if None not in own:
-        named["of the data"] = np.array(own) if label.kind == "difficulty" else own
-    sources = [
-        LabelSource("", label.kind, name, label.origin, values, answers)
-        for name, values in named.items()
-    ]
-    said = [agreement_sentence(agreement) for agreement in agreements(sources)]
-    if label.kind == "difficulty":
-        told = leak(sources[0])
-        said.append(
-            f"It tells {told.bits:.3f} of the {told.position_bits:.2f} bits of the right answer's "
-            f"position (luck alone {told.luck:.3f}; p = {told.p:.2g})."
-        )
-    return "\n".join(said)
+    say("\n".join([*found.sentences, *found.caveats]))
+    say(f"report: {page}")
 
 
 def _joined_label(
@@ -608,18 +392,6 @@ def _ids(file: str, columns: dict[str, Any], key: str | None, theirs: list[Any])
     return rows
 
 
-def _columns(pairs: list[str] | None) -> dict[str, Any] | None:
-    if not pairs:
-        return None
-    columns: dict[str, Any] = {}
-    for pair in pairs:
-        ours, equals, theirs = pair.partition("=")
-        if not equals:
-            raise InputError(f"--column takes ours=theirs, such as answer=label, not {pair!r}.")
-        columns[ours] = theirs.split(",") if ours == "options" and "," in theirs else theirs
-    return columns
-
-
 def _bands(text: str) -> int | list[float]:
     if text.isdecimal():
         return int(text)
@@ -641,10 +413,6 @@ def _list(entries: dict[str, str]) -> None:
     width = max(map(len, entries))
     for name, summary in entries.items():
         print(f"{name:{width}}  {summary}")
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 def _print(thing: Any) -> None:

@@ -1,0 +1,229 @@
+"""The commands of `lessonplan label`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lessonplan.cli_options import (
+    BadRowsOption,
+    ColumnsOption,
+    Data,
+    LabelOut,
+    ScoreOption,
+    SetOption,
+    SplitOption,
+    read_columns_option,
+    say,
+)
+from lessonplan.errors import InputError
+
+label_app = typer.Typer(help="Label questions: how hard they are, and what they are about.")
+
+
+@label_app.command("difficulty")
+def label_difficulty(
+    data: Data,
+    out: LabelOut,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Preset, folder, .gguf, hub id, or NAME@http://host/v1 for a model behind an "
+            "OpenAI-compatible server. Several are averaged.",
+        ),
+    ] = None,
+    measure: Annotated[
+        str | None,
+        typer.Option(
+            help="By models: probability (of a wrong option), loss, margin, entropy; by a "
+            "fine-tuning: confidence, variability; or length.",
+        ),
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option(help="cloze or letter (over all rotations of the options).")
+    ] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="A table of question by respondent, instead of models.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="For --answers: share (wrong), or 1pl or 2pl (item response).")
+    ] = "share",
+    key: Annotated[str | None, typer.Option(help="Column of --answers with the id.")] = None,
+    share_right: Annotated[
+        str | None, typer.Option(help="A column with the share of people who were right.")
+    ] = None,
+    api: Annotated[str, typer.Option(help="For a server: completions or chat.")] = "completions",
+    key_variable: Annotated[
+        str | None, typer.Option(help="Environment variable with the server's key.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Requests at a time.")] = 8,
+    per_minute: Annotated[float | None, typer.Option(help="Most requests a minute.")] = None,
+    attempts: Annotated[int, typer.Option(help="Tries of a request before giving up.")] = 6,
+    top: Annotated[int, typer.Option(help="Log-probabilities asked for a token.")] = 20,
+    score: ScoreOption = "per_token",
+    split: SplitOption = None,
+    column: ColumnsOption = None,
+    bad_rows: BadRowsOption = "error",
+    settings: SetOption = None,
+) -> None:
+    """Label how hard each question is, by models, people's answers or the text.
+
+    The table has a row a question: id, difficulty (0 easiest, 1 hardest) and what it was made from.
+    --set changes how a model is loaded and tuned: --set threads=4 --set max_tokens=1024.
+    """
+    from lessonplan.study.config import read_label_spec
+    from lessonplan.training.recipe import read_recipe, read_scoring
+
+    recipe = read_recipe(settings or [])
+    scoring = read_scoring(form or "cloze", score)
+    spec = read_label_spec(
+        "difficulty",
+        {
+            "models": model or [],
+            "measure": measure or ("probability" if model else None),
+            "form": form,
+            "answers": None if answers is None else str(answers),
+            "method": method,
+            "key": key,
+            "share_right": share_right,
+            "endpoint": {
+                "api": api,
+                "key_variable": key_variable,
+                "concurrency": concurrency,
+                "per_minute": per_minute,
+                "attempts": attempts,
+                "top": top,
+            },
+        },
+    )
+    keep = [share_right] if share_right else []
+    questions = _label_questions(data, out, split, column, bad_rows, keep)
+    label = _write_label("difficulty", spec, questions, data, out, recipe, scoring)
+    say(_label_summary(label, questions))
+
+
+@label_app.command("category")
+def label_category(
+    data: Data,
+    out: LabelOut,
+    embedder: Annotated[
+        str, typer.Option(help="minilm (offline), pubmedbert (the paper's), folder or hub id.")
+    ] = "minilm",
+    embed: Annotated[
+        str, typer.Option(help="question_and_options, or question alone.")
+    ] = "question_and_options",
+    trials: Annotated[int, typer.Option(help="Sets of parameters to try.")] = 30,
+    noise: Annotated[
+        str, typer.Option(help="nearest: into the nearest cluster; own: a category of its own.")
+    ] = "nearest",
+    seed: Annotated[int, typer.Option(help="Of the search and of UMAP.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads for the embeddings.")] = 2,
+    split: SplitOption = None,
+    column: ColumnsOption = None,
+    bad_rows: BadRowsOption = "error",
+) -> None:
+    """Label what each question is about, by clustering.
+
+    The table has a row a question: id, category (named by its most typical words), the cluster's
+    number, how sure its membership is, and a place on a map.
+    """
+    from lessonplan.study.config import read_label_spec
+    from lessonplan.training.recipe import Scoring, read_recipe
+
+    cluster = {
+        "embedder": embedder,
+        "embed": embed,
+        "trials": trials,
+        "noise": noise,
+        "seed": seed,
+    }
+    spec = read_label_spec("category", {"cluster": cluster})
+    questions = _label_questions(data, out, split, column, bad_rows, [])
+    recipe = read_recipe([f"threads={threads}"])
+    label = _write_label("category", spec, questions, data, out, recipe, Scoring())
+    say(_label_summary(label, questions))
+
+
+def _label_questions(
+    data: str,
+    out: Path,
+    split: str | None,
+    column: list[str] | None,
+    bad_rows: str,
+    keep: list[str],
+) -> Any:
+    from lessonplan.data import load_questions
+    from lessonplan.data.tables import EXTENSIONS, table_format
+
+    if table_format(out) is None:  # said before the work, not after it
+        raise InputError(f"{out}: the name must end in one of {', '.join(EXTENSIONS)}.")
+    return load_questions(
+        data, split=split, columns=read_columns_option(column), bad_rows=bad_rows, keep=keep
+    )
+
+
+def _write_label(
+    kind: Any, spec: Any, questions: Any, data: str, out: Path, recipe: Any, scoring: Any
+) -> Any:
+    from datasets import Dataset
+
+    from lessonplan.data import write_table
+    from lessonplan.labels.label import label_table
+    from lessonplan.models.loading import cache_folder
+    from lessonplan.progress import StudyProgress
+    from lessonplan.study.labelling import make_label
+
+    with StudyProgress() as watch:
+        label = make_label(
+            kind,
+            spec.model_copy(update={"allow_uninformative": True}),
+            questions,
+            name=data,
+            folder=cache_folder() / "labels",
+            recipe=recipe,
+            scoring=scoring,
+            watch=watch,
+        )
+    write_table(Dataset(label_table(label, questions["id"][:])), out)
+    for note in label.notes:
+        say(note)
+    if lacking := int(label.missing.sum()):
+        say(f"{lacking} of {len(questions)} questions have no {kind}; their cells are empty.")
+    if label.uninformative:
+        say("These labels say nothing of the questions; a study refuses them unless asked to.")
+    say(f"{len(questions)} questions, {kind} by {label.origin}: {out}")
+    return label
+
+
+def _label_summary(label: Any, questions: Any) -> str:
+    """Say how a label agrees with the data's own, its models with each other, and what it leaks."""
+    import numpy as np
+
+    from lessonplan.evaluation import LabelSource
+    from lessonplan.report.source_section import agreement_sentence
+    from lessonplan.statistics.sources import agreements, leak
+
+    answers = np.asarray(questions["answer"][:], dtype=np.int64)
+    named = {"this label": label.values}
+    for column, values in label.details.items():
+        if ": " in column and not column.startswith(("right: ", "missing: ")):
+            named[column.split(": ", 1)[1]] = np.asarray(values.to_numpy(zero_copy_only=False))
+    own = questions[label.kind][:]
+    if None not in own:
+        named["of the data"] = np.array(own) if label.kind == "difficulty" else own
+    sources = [
+        LabelSource("", label.kind, name, label.origin, values, answers)
+        for name, values in named.items()
+    ]
+    said = [agreement_sentence(agreement) for agreement in agreements(sources)]
+    if label.kind == "difficulty":
+        told = leak(sources[0])
+        said.append(
+            f"It tells {told.bits:.3f} of the {told.position_bits:.2f} bits of the right answer's "
+            f"position (luck alone {told.luck:.3f}; p = {told.p:.2g})."
+        )
+    return "\n".join(said)

@@ -1,0 +1,56 @@
+"""Options that several commands have, and what commands say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lessonplan.errors import InputError
+from lessonplan.orders import STRATEGIES
+
+Data = Annotated[
+    str, typer.Argument(metavar="DATA", help="Built-in name, preset, hub id, or file.")
+]
+StrategyOption = Annotated[
+    str, typer.Option("--strategy", "-s", help=f"One of: {', '.join(STRATEGIES)}.")
+]
+SeedOption = Annotated[int, typer.Option(help="Seed of the order and of the training.")]
+SplitOption = Annotated[str | None, typer.Option(help="Part of the data, such as train or test.")]
+BadRowsOption = Annotated[str, typer.Option(help="error, or drop rows that cannot be used.")]
+ColumnsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        help="ours=theirs for question, options, answer, id, category or difficulty; several "
+        "option columns as options=a,b,c. May be given several times.",
+    ),
+]
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Preset, folder, .gguf or hub id.")]
+ScoringOption = Annotated[str, typer.Option(help="cloze or letter.")]
+ScoreOption = Annotated[str, typer.Option(help="sum, per_token, per_byte or unconditional.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="key=value changes a setting; may be given several times."),
+]
+LabelOut = Annotated[
+    Path, typer.Option("--out", "-o", help="Label table (.parquet, .jsonl, .csv).")
+]
+TrustOption = Annotated[bool, typer.Option(help="Run code that lies beside a model's weights.")]
+
+
+def read_columns_option(pairs: list[str] | None) -> dict[str, Any] | None:
+    if not pairs:
+        return None
+    columns: dict[str, Any] = {}
+    for pair in pairs:
+        ours, equals, theirs = pair.partition("=")
+        if not equals:
+            raise InputError(f"--column takes ours=theirs, such as answer=label, not {pair!r}.")
+        columns[ours] = theirs.split(",") if ours == "options" and "," in theirs else theirs
+    return columns
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
