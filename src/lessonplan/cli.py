@@ -23,6 +23,7 @@ from lessonplan.cli_options import (
     SplitOption,
     StrategyOption,
     TrustOption,
+    check_out,
     read_columns_option,
     say,
 )
@@ -146,16 +147,19 @@ def order(
         write_ordered,
         write_table,
     )
-    from lessonplan.data.tables import missing_column
+    from lessonplan.data.tables import missing_column, read_table
     from lessonplan.orders import order as make_order
 
     # A file is any table; a named data set is questions, with their own labels.
     if Path(data).is_file() and split is not None:
         raise InputError(f"{data} is one file and has no splits; leave out --split.")
     questions = None if Path(data).exists() else load_questions(data, split=split)
+    rows: Any = {}
+    if labels:
+        rows = read_table(data).columns if questions is None else questions[:]
     found: dict[str, Any] = {}
     for kind, column in (("category", category), ("difficulty", difficulty)):
-        joined = _joined_label(data, questions, labels or [], kind, column, key)
+        joined = _joined_label(data, rows, labels or [], kind, column, key)
         if joined is not None:
             found[kind] = joined
         elif questions is not None:
@@ -259,15 +263,13 @@ def evaluate(
     from datasets import Dataset
 
     from lessonplan.data import load_questions, write_table
-    from lessonplan.data.tables import EXTENSIONS, table_format
     from lessonplan.evaluation import accuracy, weighted_f1
     from lessonplan.evaluation.predict import evaluate as evaluate_model
     from lessonplan.training.recipe import read_recipe, read_scoring
 
     recipe = read_recipe(settings or [])
     form = read_scoring(scoring, score)
-    if table_format(out) is None:  # said before the work, not after it
-        raise InputError(f"{out}: the name must end in one of {', '.join(EXTENSIONS)}.")
+    check_out(out)
     questions = load_questions(
         data, split=split, columns=read_columns_option(column), bad_rows=bad_rows
     )
@@ -347,16 +349,18 @@ def _report(folder: Path) -> None:
 
 
 def _joined_label(
-    data: str, questions: Any, tables: list[Path], kind: Any, column: str | None, key: str | None
+    data: str,
+    columns: dict[str, Any],
+    tables: list[Path],
+    kind: Any,
+    column: str | None,
+    key: str | None,
 ) -> Any:
     """Return a label from the first table that has it; None where there is none, or DATA has it."""
     from lessonplan.data.tables import read_table
     from lessonplan.labels.label import Label, checked
     from lessonplan.labels.tables import read_labels
 
-    if not tables:
-        return None
-    columns = read_table(data).columns if questions is None else questions[:]
     if column in columns:
         return None
     for table in tables:

@@ -15,10 +15,10 @@ from lessonplan.cli_options import (
     ScoreOption,
     SetOption,
     SplitOption,
+    check_out,
     read_columns_option,
     say,
 )
-from lessonplan.errors import InputError
 
 label_app = typer.Typer(help="Label questions: how hard they are, and what they are about.")
 
@@ -157,10 +157,8 @@ def _label_questions(
     keep: list[str],
 ) -> Any:
     from lessonplan.data import load_questions
-    from lessonplan.data.tables import EXTENSIONS, table_format
 
-    if table_format(out) is None:  # said before the work, not after it
-        raise InputError(f"{out}: the name must end in one of {', '.join(EXTENSIONS)}.")
+    check_out(out)
     return load_questions(
         data, split=split, columns=read_columns_option(column), bad_rows=bad_rows, keep=keep
     )

@@ -52,5 +52,17 @@ def read_columns_option(pairs: list[str] | None) -> dict[str, Any] | None:
     return columns
 
 
+def check_out(out: Path) -> None:
+    """Refuse a name that no table can be written under: said before the work, not after it.
+
+    Raises:
+        InputError: its ending is unknown.
+    """
+    from lessonplan.data.tables import EXTENSIONS, table_format
+
+    if table_format(out) is None:
+        raise InputError(f"{out}: the name must end in one of {', '.join(EXTENSIONS)}.")
+
+
 def say(text: str) -> None:
     print(text, flush=True)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lessonplan.evaluation.scores import choose
-from lessonplan.models.rows import Row, question_texts, token_rows, unconditional_texts
+from lessonplan.models.rows import Row, question_rows, token_rows, unconditional_texts
 from lessonplan.training.recipe import Recipe, Scoring
 
 
@@ -37,9 +37,14 @@ def scoring_rows(
     Raises:
         InputError: a question does not fit `max_tokens` even when cut; names it.
     """
-    names = [f"{name} {identifier}" for identifier in questions["id"]]
-    texts = question_texts(questions, scoring.form, template=scoring.template)
-    rows = token_rows(tokenizer, texts, max_tokens=max_tokens, names=names)
+    rows = question_rows(
+        tokenizer,
+        questions,
+        scoring.form,
+        template=scoring.template,
+        max_tokens=max_tokens,
+        name=name,
+    )
     if scoring.form == "letter":
         return rows, None
     texts = unconditional_texts(questions, template=scoring.template)

@@ -47,14 +47,19 @@ class Label:
             return np.array([value is None for value in self.values], dtype=np.bool_)
         return np.isnan(self.values)
 
+    def values_of(self, kept: NDArray[np.int64]) -> NDArray[np.float64] | list[str | None]:
+        """Return the labels of some of the questions, by their numbers."""
+        if isinstance(self.values, list):
+            return [self.values[i] for i in kept]
+        return self.values[kept]
+
     def part(self, kept: NDArray[np.int64]) -> Label:
         """Return the label of some of the questions, by their numbers."""
         import pyarrow as pa
 
-        values: Any = self.values
         return replace(
             self,
-            values=[values[i] for i in kept] if isinstance(values, list) else values[kept],
+            values=self.values_of(kept),
             details={name: pa.array(column).take(kept) for name, column in self.details.items()},
             place=None if self.place is None else self.place[kept],
         )

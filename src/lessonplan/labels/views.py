@@ -20,9 +20,8 @@ from lessonplan.models.rows import (
     Form,
     Row,
     joint_rows,
-    question_texts,
+    question_rows,
     rotated_texts,
-    token_rows,
 )
 from lessonplan.models.scores import option_probabilities, option_scores
 
@@ -69,10 +68,9 @@ def view_rows(
     Raises:
         InputError: a question does not fit `max_tokens` even when cut; names it.
     """
-    names = [f"question {identifier}" for identifier in questions["id"]]
     if form == "cloze":
-        texts = question_texts(questions, form, template=template)
-        return token_rows(tokenizer, texts, max_tokens=max_tokens, names=names)
+        return question_rows(tokenizer, questions, form, template=template, max_tokens=max_tokens)
+    names = [f"question {identifier}" for identifier in questions["id"]]
     groups = rotated_texts(questions, template=template)
     return joint_rows(tokenizer, groups, max_tokens=max_tokens, names=names)
 

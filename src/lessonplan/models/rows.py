@@ -127,6 +127,26 @@ def question_texts(
     return texts
 
 
+def question_rows(
+    tokenizer: Any,
+    questions: Any,
+    form: Form,
+    *,
+    template: str | None,
+    max_tokens: int,
+    only_answer: bool = False,
+    name: str = "question",
+) -> list[Row]:
+    """Return one row a question: `token_rows` of its `question_texts`.
+
+    Args:
+        name: what stands before a question's id in an error.
+    """
+    texts = question_texts(questions, form, template=template, only_answer=only_answer)
+    names = [f"{name} {identifier}" for identifier in questions["id"]]
+    return token_rows(tokenizer, texts, max_tokens=max_tokens, names=names)
+
+
 def rotated_texts(questions: Any, *, template: str | None = None) -> list[list[Text]]:
     """Return every question K times in the letter form, its K options rotated by 0 to K - 1 places.
 

@@ -33,9 +33,8 @@ from lessonplan.models.loading import (
 from lessonplan.models.rows import (
     Row,
     points_elsewhere,
-    question_texts,
+    question_rows,
     rows_digest,
-    token_rows,
 )
 from lessonplan.orders import STRATEGIES
 from lessonplan.seeds import stream
@@ -341,9 +340,15 @@ def _row_set(study: Study, recipe: Recipe, tokenizer: Any, questions: QuestionSe
     score, unconditional = scoring_rows(tokenizer, data, scoring, recipe.max_tokens, name)
     train = score
     if recipe.loss == "answer":
-        texts = question_texts(data, scoring.form, template=scoring.template, only_answer=True)
-        names = [f"{name} {identifier}" for identifier in data["id"]]
-        train = token_rows(tokenizer, texts, max_tokens=recipe.max_tokens, names=names)
+        train = question_rows(
+            tokenizer,
+            data,
+            scoring.form,
+            template=scoring.template,
+            max_tokens=recipe.max_tokens,
+            only_answer=True,
+            name=name,
+        )
     return RowSet(questions, score, train, unconditional)
 
 
@@ -363,7 +368,7 @@ def _tuned_runs(
     for fold in [None] if questions.fold is None else range(int(questions.fold.max()) + 1):
         shown = np.arange(n) if questions.fold is None else np.flatnonzero(questions.fold != fold)
         labels: dict[str, Any] = {
-            kind: questions.labels[kind, source].part(shown).values
+            kind: questions.labels[kind, source].values_of(shown)
             for kind, source in sources.items()
         }
         try:

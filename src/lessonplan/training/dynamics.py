@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lessonplan.errors import InputError
-from lessonplan.models.rows import question_texts, token_rows
+from lessonplan.models.rows import question_rows
 from lessonplan.models.scores import option_probabilities, option_scores
 from lessonplan.training.recipe import Recipe, Scoring
 from lessonplan.training.train import prepare, question_order
@@ -49,13 +49,16 @@ def training_dynamics(
     if recipe.trainer != "lessonplan":
         raise InputError("Training dynamics are watched by trainer: lessonplan alone.")
     loaded, engine, adapter = prepare(model, recipe, trust_remote_code=trust_remote_code)
-    names = [f"question {identifier}" for identifier in questions["id"]]
 
     def rows_of(only_answer: bool) -> list[Any]:
-        texts = question_texts(
-            questions, scoring.form, template=scoring.template, only_answer=only_answer
+        return question_rows(
+            loaded.tokenizer,
+            questions,
+            scoring.form,
+            template=scoring.template,
+            max_tokens=recipe.max_tokens,
+            only_answer=only_answer,
         )
-        return token_rows(loaded.tokenizer, texts, max_tokens=recipe.max_tokens, names=names)
 
     rows = rows_of(False)
     train = rows_of(True) if recipe.loss == "answer" else rows

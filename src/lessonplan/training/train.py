@@ -13,7 +13,7 @@ from lessonplan.errors import InputError
 from lessonplan.models.engine import Engine
 from lessonplan.models.loading import Model, check_length, load, load_tokenizer, resolve
 from lessonplan.models.lora import Adapter, add_adapter
-from lessonplan.models.rows import Row, question_texts, token_rows
+from lessonplan.models.rows import Row, question_rows
 from lessonplan.orders import STRATEGIES, order
 from lessonplan.training.recipe import Recipe, Scoring
 from lessonplan.training.tune import TuningLog, tune
@@ -82,11 +82,14 @@ def train(
     shown = question_order(questions, strategy, seed=seed, recipe=recipe, **settings)
 
     def rows_of(tokenizer: Any) -> list[Row]:
-        texts = question_texts(
-            questions, scoring.form, template=scoring.template, only_answer=recipe.loss == "answer"
+        return question_rows(
+            tokenizer,
+            questions,
+            scoring.form,
+            template=scoring.template,
+            max_tokens=recipe.max_tokens,
+            only_answer=recipe.loss == "answer",
         )
-        names = [f"question {identifier}" for identifier in questions["id"]]
-        return token_rows(tokenizer, texts, max_tokens=recipe.max_tokens, names=names)
 
     if recipe.trainer == "trl":
         from lessonplan.training.with_trl import tune_with_trl
