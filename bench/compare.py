@@ -14,6 +14,16 @@ from typing import Any
 Seconds = list[float]
 
 
+def plain_network(name: str) -> Any:
+    """Return a model as Transformers loads it: without the products and hooks of our engine."""
+    from transformers import AutoModelForCausalLM
+
+    from lessonplan.models.loading import resolve
+
+    network = AutoModelForCausalLM.from_pretrained(resolve(name), dtype="float32")
+    return network.requires_grad_(False).eval()
+
+
 def seconds(call: Callable[[], Any]) -> float:
     started = time.perf_counter()
     call()

@@ -1,4 +1,4 @@
-"""Scoring options against the LM Evaluation Harness: the same network, questions and tokens.
+"""Scoring options against the LM Evaluation Harness: the same model, questions and tokens.
 
 The harness scores one padded row an option, or, where continuations are single tokens, one row a
 question (its cache of logits, which is on). It gets the best of a few batch sizes. Timed is the
@@ -21,6 +21,7 @@ from bench.compare import (
     agreement,
     peak_memory,
     peak_memory_here,
+    plain_network,
     ratios,
     seconds,
     spread,
@@ -28,7 +29,7 @@ from bench.compare import (
 )
 from lessonplan.data import load_questions, sample
 from lessonplan.models.engine import Engine
-from lessonplan.models.loading import load
+from lessonplan.models.loading import load, load_tokenizer, resolve
 from lessonplan.models.rows import Form, Row, question_texts, token_rows
 
 MODEL = "smollm2-135m"
@@ -45,8 +46,8 @@ Sums = list[NDArray[np.float64]]
 class Ours:
     """One row a question: a tree of tokens."""
 
-    def __init__(self, network: Any, rows: Sequence[Row]) -> None:
-        self.engine, self.rows = Engine(network), rows
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.engine, self.rows = Engine(load(MODEL).network), rows
 
     def run(self) -> Sums:
         return self.engine.score(self.rows)[0]
@@ -55,9 +56,10 @@ class Ours:
 class Peer:
     """The harness, with its requests encoded beforehand."""
 
-    def __init__(self, network: Any, tokenizer: Any, texts: Sequence[Any]) -> None:
+    def __init__(self, tokenizer: Any, texts: Sequence[Any]) -> None:
         from lm_eval.models.huggingface import HFLM
 
+        network = plain_network(MODEL)
         self.harness = HFLM(pretrained=network, tokenizer=tokenizer, device="cpu", batch_size=8)
         self.options = [len(text.continuations) for text in texts]
         pairs = [(text.prompt, f" {c}") for text in texts for c in text.continuations]
@@ -83,14 +85,14 @@ class Peer:
 
 def prepare(form: Form, n: int, threads: int) -> tuple[Any, list[Any], list[Row]]:
     torch.set_num_threads(threads)
-    model = load(MODEL)
+    tokenizer = load_tokenizer(resolve(MODEL))
     texts = question_texts(sample(load_questions("icd10cm", split="train"), n, SEED), form)
-    return model, texts, token_rows(model.tokenizer, texts, max_tokens=MAX_TOKENS)
+    return tokenizer, texts, token_rows(tokenizer, texts, max_tokens=MAX_TOKENS)
 
 
 def compare(form: Form, n: int, alternations: int, threads: int) -> dict[str, Any]:
-    model, texts, rows = prepare(form, n, threads)
-    ours, peer = Ours(model.network, rows), Peer(model.network, model.tokenizer, texts)
+    tokenizer, texts, rows = prepare(form, n, threads)
+    ours, peer = Ours(rows), Peer(tokenizer, texts)
     tried = peer.take_best_batch_size()
     agreed = agree(ours.run(), peer.run())
     print(f"  sums differ by {agreed['largest_difference']:.1e}", file=sys.stderr, flush=True)
@@ -157,12 +159,12 @@ def memory(arm: str, form: Form, n: int, threads: int, batch_size: int) -> float
 
     Both score the longest first, and no later batch needs more.
     """
-    model, texts, rows = prepare(form, n, threads)
+    tokenizer, texts, rows = prepare(form, n, threads)
     longest = sorted(range(n), key=lambda i: -len(rows[i]))[:32]
     if arm == "ours":
-        Ours(model.network, [rows[i] for i in longest]).run()
+        Ours([rows[i] for i in longest]).run()
     else:
-        peer = Peer(model.network, model.tokenizer, [texts[i] for i in longest])
+        peer = Peer(tokenizer, [texts[i] for i in longest])
         peer.harness.batch_size_per_gpu = batch_size
         peer.run()
     return peak_memory_here()

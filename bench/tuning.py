@@ -34,6 +34,7 @@ from bench.compare import (
     agreement,
     peak_memory,
     peak_memory_here,
+    plain_network,
     ratios,
     seconds,
     spread,
@@ -41,7 +42,7 @@ from bench.compare import (
 )
 from bench.roofline import lower_work, ours_work, peer_work, products
 from lessonplan.data import load_questions, sample
-from lessonplan.models.loading import load, load_tokenizer, resolve
+from lessonplan.models.loading import load_tokenizer, resolve
 from lessonplan.models.lora import add_adapter, remove_adapter
 from lessonplan.models.rows import Row, question_texts, token_rows
 from lessonplan.training import Recipe
@@ -94,7 +95,7 @@ class Ours:
 
 
 class Peer:
-    """The same model under PEFT and TRL. `run` makes a new trainer each time."""
+    """The same model under PEFT and TRL, all of it theirs. `run` makes a new trainer each time."""
 
     def __init__(self, recipe: Recipe, rows: Sequence[Row]) -> None:
         from datasets import Dataset
@@ -104,10 +105,11 @@ class Peer:
         logging.set_verbosity_error()
         torch.set_num_threads(recipe.threads)
         self.recipe = recipe
-        self.model = load(MODEL)
+        self.tokenizer = load_tokenizer(resolve(MODEL))
+        network = plain_network(MODEL)
         shape = recipe.adapter
         adapter = add_adapter(
-            self.model.network,
+            network,
             rank=shape.rank,
             alpha=shape.alpha,
             dropout=shape.dropout,
@@ -116,8 +118,8 @@ class Peer:
         adapter.reset(SEED)
         with tempfile.TemporaryDirectory() as folder:
             adapter.save(Path(folder), MODEL)
-            remove_adapter(self.model.network, adapter)
-            self.network = PeftModel.from_pretrained(self.model.network, folder, is_trainable=True)
+            remove_adapter(network, adapter)
+            self.network = PeftModel.from_pretrained(network, folder, is_trainable=True)
         self.trained = [p for p in self.network.parameters() if p.requires_grad]
         self.start = [p.detach().clone() for p in self.trained]
         whole = [np.append(row.ids, row.target[-1]) for row in rows]
@@ -169,7 +171,7 @@ class Peer:
             disable_tqdm=True,
         )
         trainer = SFTTrainer(
-            self.network, config, train_dataset=dataset, processing_class=self.model.tokenizer
+            self.network, config, train_dataset=dataset, processing_class=self.tokenizer
         )
         trainer.remove_callback(PrinterCallback)
         return trainer

@@ -12,14 +12,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from lessonplan.models.engine import (
-    Engine,
-    PlainWayWarning,
-    _target_logprobs,
-    batches_by_length,
-    collate,
-    tree_mask,
-)
+from lessonplan.models.batch import batches_by_length, common_beginning, tree_mask
+from lessonplan.models.engine import Engine, PlainWayWarning, _target_logprobs
 from lessonplan.models.loading import load
 from lessonplan.models.rows import Text, question_texts, token_rows
 
@@ -96,12 +90,14 @@ def quiet_engine(network, **settings) -> Engine:
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_every_way_equals_the_plain_way(
-    tiny_models: dict[str, Path], tokenizer, rows, kind: str, monkeypatch: pytest.MonkeyPatch
+    tiny_models: dict[str, Path], tokenizer, rows, kind: str
 ) -> None:
     network = tiny(tiny_models[kind])
     engine = quiet_engine(network, keep_below=2)
     assert engine.sharing
+    assert engine.packing
     assert engine.reading
+    assert engine.narrowing
     assert engine.keep_below == 2
     with torch.no_grad():
         expected = plain_sums(network, tokenizer, TEXTS)
@@ -117,8 +113,8 @@ def test_every_way_equals_the_plain_way(
     close(engine.score(rows, hidden)[0], expected)
     with torch.no_grad():
         # Mixed lengths in one batch, padded and end to end, in any order; and each row alone.
-        for packed in (True, False):
-            monkeypatch.setattr(Engine, "_packing_pays", lambda self, rows, packed=packed: packed)
+        for packing in (True, False):
+            engine.packing = packing
             close(engine.option_sums(rows)[0], expected)
             back = list(range(len(rows)))[::-1]
             states = [hidden.row(i) for i in back]
@@ -211,22 +207,27 @@ def test_padding_and_neighbours_change_nothing(tiny_llama: Path, rows) -> None:
     """Garbage where nobody should look leaves every score's bytes as they were."""
     network = tiny(tiny_llama)
     engine = quiet_engine(network)
-    for packed in (False, True):
-        batch = collate(rows, packed=packed)
+    batch = engine._collate(rows)
+    row = torch.arange(len(rows))[:, None].expand_as(batch.end).clone()
+    row[batch.end == 0] = -1
+    for packing in (False, True):
+        engine.packing = packing
         attention = engine._attention(batch)
-        mask = attention["attention_mask"][:, 0]
-        with torch.no_grad():
-            before = network.base_model(batch.ids, **attention, use_cache=False)[0]
-            for k in range(len(rows)):
-                # All but the text that ends with the row's last token.
-                own = batch.row == k
-                other = ~own | (batch.end < batch.end[own].max())
-                ids = torch.where(other, (batch.ids + 7) % 300, batch.ids)
-                after = network.base_model(ids, **attention, use_cache=False)[0]
-                kept = ~other
-                assert torch.equal(before[kept], after[kept])
-                assert not torch.equal(before[other], after[other])
-        assert mask.any(-1).all()  # no query without a key
+        for k in range(len(rows)):
+            # All but the text that ends with the row's last token.
+            own = row == k
+            other = ~own | (batch.end < batch.end[own].max())
+            other[:, : common_beginning(rows)] = False
+            found = []
+            for ids in (batch.ids, torch.where(other, (batch.ids + 7) % 300, batch.ids)):
+                fed = engine._fed(batch, ids)
+                with torch.no_grad():
+                    found.append(network.base_model(fed, **attention, use_cache=False)[0])
+            before, after = found
+            kept = ~engine._fed(batch, other)
+            assert torch.equal(before[kept], after[kept])
+            assert not torch.equal(before[~kept], after[~kept])
+        assert attention["attention_mask"].any(-1).all()  # no query without a key
 
 
 def test_what_options_share_stands_once_and_changes_nothing(tiny_llama: Path, tokenizer) -> None:

@@ -162,4 +162,5 @@ def evaluate(
     if adapter is not None:
         load_adapter(loaded.network, Path(adapter))
     rows, unconditional = scoring_rows(loaded.tokenizer, questions, scoring, recipe.max_tokens)
-    return predictions(Engine(loaded.network), questions, rows, unconditional, scoring)
+    engine = Engine(loaded.network, longest=recipe.max_tokens)
+    return predictions(engine, questions, rows, unconditional, scoring)

@@ -1,9 +1,11 @@
 """The engine: log-likelihoods of options, exactly as the plain way gives them, for less work.
 
-Four shortcuts, each checked against the model's own plain pass when an engine is made:
+Five shortcuts, each checked against the model's own plain pass when an engine is made:
 
 - *sharing*: a question's options are scored in one row, a tree of tokens; a mask lets each token
   see its own text alone;
+- *packing*: the rows of a batch lie end to end, without padding, and what all of them begin with
+  stands once; only attention sees rows by themselves;
 - *reading*: the projection to the vocabulary is computed only where an answer's token is predicted;
 - *narrowing*: in the last layer other tokens are seen (as keys and values) but not worked out;
 - *splitting*: the layers below the lowest tuned one are the same in every run, so their output is
@@ -16,8 +18,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,30 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lessonplan.models.attention import attend_by_rows
+from lessonplan.models.batch import (
+    Batch,
+    batches_by_length,
+    collate,
+    collate_plain,
+    near_mask,
+    tree_mask,
+)
 from lessonplan.models.rows import Row, token_tree
 
 # Largest difference in a token's log-probability that counts as "the same" at load, by dtype. In
 # float32 the shortcuts differ from the plain pass by about 1e-6; a wrong mask differs by over 1e-2.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
 NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f")
-SCORING_BATCH = 16
+
+
+# Each shortcut, the one it builds on, and what it is in words.
+SHORTCUTS = (
+    ("reading", None, "projecting only the tokens that are read"),
+    ("narrowing", "reading", "working out only the tokens that are read in the last layer"),
+    ("sharing", None, "scoring all options in one row"),
+    ("packing", "sharing", "laying rows end to end"),
+)
 
 
 class PlainWayWarning(UserWarning):
@@ -56,32 +75,6 @@ class Hidden:
         return self.states[self.starts[index] : self.starts[index + 1]]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Rows as one tensor, padded to one length or packed end to end, and what is read of them.
-
-    Attributes:
-        ids, positions: int64 ``[B, T]``, one row each or, packed, ``[1, T]`` with all rows.
-        end: int64 ``[B, T]`` where the texts that a token belongs to end; 0 for padding.
-        row: int64 ``[B, T]`` which row a token belongs to; -1 for padding.
-        spots: int64 ``[U]`` the distinct places read, as indices into ``[B * T]``.
-        spot: int64 ``[R]`` for each scored token, which of the spots predicts it.
-        target: int64 ``[R]`` the token scored.
-        slot: int64 ``[R]`` question in the batch * K + option, where K is the most options.
-        n_options: int64 ``[B]``.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    end: Tensor
-    row: Tensor
-    spots: Tensor
-    spot: Tensor
-    target: Tensor
-    slot: Tensor
-    n_options: Tensor
-
-
 class Engine:
     """Scores token rows with one network, whose linear layers may carry adapters.
 
@@ -89,19 +82,27 @@ class Engine:
         network: a Transformers causal language model.
         keep_below: number of lower layers whose output may be computed once and kept, because
             nothing in them is trained. 0 keeps nothing.
+        longest: the most tokens that a text can have. Attention windows up to there are put to the
+            test at load.
+
+    Attributes:
+        merging: whether what all rows of a batch begin with is computed once. Under dropout it must
+            not be: each row draws its own.
     """
 
-    def __init__(self, network: Any, *, keep_below: int = 0) -> None:
+    def __init__(self, network: Any, *, keep_below: int = 0, longest: int = 512) -> None:
         self.network = network
         self.device = next(network.parameters()).device
         self.base = network.base_model
-        self.sharing = self.reading = self.narrowing = True
+        self.sharing = self.packing = self.reading = self.narrowing = False
+        self.merging = True
         self.keep_below = 0
         self._read: tuple[Tensor, torch.Size] | None = None  # while only some tokens are asked for
+        attend_by_rows(network)
         self._narrow()
         self._lower: Any = None
         self._upper: Any = self.base
-        self._verify(keep_below)
+        self._verify(keep_below, _probe_rows(network.config.get_text_config(), longest))
 
     @property
     def n_layers(self) -> int:
@@ -119,34 +120,24 @@ class Engine:
         Returns:
             float32 ``[R]`` and the batch that says whose tokens they are.
         """
-        if self.sharing:
-            batch = collate(rows, self.device, packed=self._packing_pays(rows))
+        batch = self._collate(rows)
+        spots = batch.spots if self.packing else batch.place[batch.spots]
+        inputs = self._attention(batch)
+        if hidden is None:
+            body, fed = self.base, self._fed(batch, batch.ids)
+            inputs["input_ids"] = fed
         else:
-            plain = collate([alone for row in rows for alone in _alone(row)], self.device)
-            batch = _regrouped(plain, rows, self.device)
-        attention = self._attention(batch)
-        if hidden is not None:
-            states = torch.zeros(
-                *batch.row.shape, hidden[0].shape[-1], dtype=hidden[0].dtype, device=self.device
-            )
-            # Tokens stand row after row in both layouts.
-            states[batch.row >= 0] = torch.cat(list(hidden)).to(self.device)
-            inputs: dict[str, Tensor] = {"inputs_embeds": states}
-            body = self._upper
-        else:
-            inputs = {"input_ids": batch.ids}
-            body = self.base
+            body, fed = self._upper, self._states(batch, hidden)
+            inputs["inputs_embeds"] = fed
         if self.reading:
-            self._read = (batch.spots, batch.row.shape) if self.narrowing else None
+            self._read = (spots, fed.shape[:2]) if self.narrowing else None
             try:
-                out = body(**inputs, **attention, use_cache=False).last_hidden_state
+                out = body(**inputs, use_cache=False).last_hidden_state
             finally:
                 self._read = None
-            read = out.reshape(-1, out.shape[-1])[batch.spots]
-            logits = self.network.get_output_embeddings()(read)
+            logits = self.network.get_output_embeddings()(out.flatten(0, 1)[spots])
         else:
-            logits = self.network(**inputs, **attention, use_cache=False).logits
-            logits = logits.reshape(-1, logits.shape[-1])[batch.spots]
+            logits = self.network(**inputs, use_cache=False).logits.flatten(0, 1)[spots]
         return _target_logprobs(logits.float(), batch.spot, batch.target), batch
 
     def option_sums(
@@ -222,58 +213,62 @@ class Engine:
     def _fill(self, states: Tensor, starts: NDArray[np.int64], rows: Sequence[Row]) -> None:
         for chosen in batches_by_length(rows):
             some = [rows[i] for i in chosen]
-            batch = collate(some, self.device, packed=self._packing_pays(some))
-            out = self._lower(
-                input_ids=batch.ids, **self._attention(batch), use_cache=False
-            ).last_hidden_state.cpu()
-            for j, i in enumerate(chosen):
-                states[starts[i] : starts[i + 1]] = out[batch.row.cpu() == j]
+            batch = self._collate(some)
+            inputs = self._attention(batch) | {"input_ids": self._fed(batch, batch.ids)}
+            out = self._lower(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+            tokens = out[batch.token[batch.present] if self.packing else batch.present]
+            for i, of_row in zip(
+                chosen, tokens.cpu().split([len(row) for row in some]), strict=True
+            ):
+                states[starts[i] : starts[i + 1]] = of_row
 
-    def _packing_pays(self, rows: Sequence[Row]) -> bool:
-        """Say whether rows are less work end to end (no padding) than padded (less attention).
+    def _collate(self, rows: Sequence[Row]) -> Batch:
+        if not self.sharing:
+            return collate_plain(rows, self.device)
+        return collate(rows, self.device, merging=self.packing and self.merging)
 
-        A layer's products cost about 12 H^2 a token, attention 2 H a token and key. Counted twice
-        here, since attention with a mask reaches about half the speed of a plain product.
-        """
-        width = int(self.network.config.get_text_config().hidden_size)
-        lengths = [len(row) for row in rows]
-        total, padded = sum(lengths), len(rows) * max(lengths)
-        return total * (3 * width + total) < padded * (3 * width + max(lengths))
+    def _fed(self, batch: Batch, values: Tensor) -> Tensor:
+        """Return padded values ``[B, L]`` as the network gets them: packed, ``[1, T]``."""
+        return values.flatten()[batch.place][None] if self.packing else values
+
+    def _states(self, batch: Batch, hidden: Sequence[Tensor]) -> Tensor:
+        states = torch.cat(list(hidden)).to(self.device)
+        padded = states.new_zeros(batch.ids.numel(), states.shape[-1])
+        padded.index_copy_(0, batch.present, states)
+        return padded[batch.place][None] if self.packing else padded.view(*batch.ids.shape, -1)
 
     def _attention(self, batch: Batch) -> dict[str, Any]:
         if not self.sharing:
             # Rows are padded on the right and nothing reads the padding, so the causal mask that
             # the model makes by itself is all that is needed.
-            return {"attention_mask": (batch.row >= 0).long()}
+            return {"attention_mask": (batch.end > 0).long()}
         config = self.network.config.get_text_config()
         seen = tree_mask(batch.end)
+        inputs: dict[str, Any] = {
+            "attention_mask": seen,
+            "position_ids": self._fed(batch, batch.positions),
+        }
+        if self.packing:
+            inputs["lessonplan_batch"] = batch
         window = getattr(config, "sliding_window", None)
-        if not window or getattr(config, "use_sliding_window", True) is False:
-            return {"attention_mask": seen, "position_ids": batch.positions}
-        # The window counts positions in the text, not rows of the batch.
-        distance = batch.positions[:, :, None] - batch.positions[:, None, :]
-        near = seen & (distance < window)[:, None]
-        near |= torch.eye(near.shape[-1], dtype=torch.bool, device=near.device)
-        kinds = getattr(config, "layer_types", None)
-        mask = {"full_attention": seen, "sliding_attention": near} if kinds else near
-        return {"attention_mask": mask, "position_ids": batch.positions}
+        if window and getattr(config, "use_sliding_window", True) is not False:
+            near = seen & near_mask(batch.positions, window)
+            kinds = getattr(config, "layer_types", None)
+            both = {"full_attention": seen, "sliding_attention": near}
+            inputs["attention_mask"] = both if kinds else near
+        return inputs
 
-    def _verify(self, keep_below: int) -> None:
+    def _verify(self, keep_below: int, rows: Sequence[Row]) -> None:
         """Find out which shortcuts hold for this network, by its own plain pass."""
-        rows = _probe_rows(self.network.config.get_text_config())
-        self.sharing = self.reading = self.narrowing = False
         with torch.no_grad():
             plain = self.token_logprobs(rows)[0]
-            for shortcut, name in (
-                ("reading", "projecting only the tokens that are read"),
-                ("narrowing", "working out only the tokens that are read in the last layer"),
-                ("sharing", "scoring all options in one row"),
-            ):
-                setattr(self, shortcut, True)
-                problem = self._differs(plain, rows)
-                if problem:
-                    setattr(self, shortcut, False)
-                    self._say(name, problem)
+            for shortcut, needed, what in SHORTCUTS:
+                if needed is None or getattr(self, needed):
+                    setattr(self, shortcut, True)
+                    problem = self._differs(plain, rows)
+                    if problem:
+                        setattr(self, shortcut, False)
+                        self._say(what, problem)
             if keep_below > 0 and self.sharing and self.reading:
                 problem = self._split(keep_below) or self._differs(plain, rows, kept=True)
                 if problem:
@@ -312,10 +307,12 @@ class Engine:
         try:
             lower = self.lower(rows) if kept else None
             hidden = None if lower is None else [lower.row(i) for i in range(len(rows))]
-            found = self.token_logprobs(rows, hidden)[0]
+            found = [self.token_logprobs(rows, hidden)[0]]
+            with torch.enable_grad():  # training takes other kernels
+                found.append(self.token_logprobs(rows, hidden)[0].detach())
         except Exception as error:  # any failure in a model's own code means: take the plain way
             return f"{type(error).__name__}: {error}"
-        off = (found - plain).abs().max().item()
+        off = max((each - plain).abs().max().item() for each in found)
         if not off <= TOLERANCE[self.network.dtype]:
             return f"log-probabilities differ from the plain pass by {off:.2g}"
         return ""
@@ -341,120 +338,34 @@ class Engine:
 
 
 class _TargetLogprob(torch.autograd.Function):
-    """Log-probability of chosen targets, with one temporary of the logits' size in place of four.
+    """Log-probability of chosen targets, without a temporary of the logits' size.
 
     At 49,152 words and more, the temporaries of a log-softmax and its backward pass cost as much
-    time as a decoder layer. Here the logits themselves become their gradient, so the graph can be
-    walked once only.
+    time as a decoder layer. Here the logits themselves become probabilities and then their own
+    gradient, so the graph can be walked once only.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, spot: Tensor, target: Tensor) -> Tensor:
-        normaliser = torch.logsumexp(logits, dim=-1)
-        ctx.save_for_backward(logits, normaliser, spot, target)
-        return logits[spot, target] - normaliser[spot]
+        of_target = logits[spot, target]
+        highest = logits.amax(dim=-1)
+        exponentials = logits.sub_(highest[:, None]).exp_()
+        total = exponentials.sum(dim=-1)
+        ctx.save_for_backward(exponentials, total, spot, target)
+        return of_target - (highest + total.log())[spot]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = gradients
-        logits, normaliser, spot, target = ctx.saved_tensors
-        of_spot = torch.zeros_like(normaliser).index_add_(0, spot, gradient)
+        exponentials, total, spot, target = ctx.saved_tensors
+        of_spot = torch.zeros_like(total).index_add_(0, spot, gradient)
         # d(logit of target - normaliser) = one-hot(target) - softmax
-        out = logits.sub_(normaliser[:, None]).exp_().mul_(-of_spot[:, None])
+        out = exponentials.mul_((-of_spot / total)[:, None])
         out.index_put_((spot, target), gradient, accumulate=True)
         return out, None, None
 
 
 _target_logprobs: Callable[[Tensor, Tensor, Tensor], Tensor] = _TargetLogprob.apply
-
-
-def collate(
-    rows: Sequence[Row], device: torch.device | str = "cpu", *, packed: bool = False
-) -> Batch:
-    """Put rows into one tensor and flatten what is read of them.
-
-    Args:
-        packed: end to end in one line, in place of one line a row with padding.
-    """
-    most = max(row.n_options for row in rows)
-    lengths = [len(row) for row in rows]
-    shape = (1, sum(lengths)) if packed else (len(rows), max(lengths))
-    ids = np.zeros(shape, dtype=np.int64)
-    positions, end = np.zeros_like(ids), np.zeros_like(ids)
-    owner = np.full(shape, -1)
-    begins = np.cumsum([0, *lengths[:-1]]) if packed else np.arange(len(rows)) * shape[1]
-    for i, (row, begin) in enumerate(zip(rows, begins, strict=True)):
-        place = slice(begin, begin + len(row))
-        ids.flat[place] = row.ids
-        positions.flat[place] = row.positions
-        end.flat[place] = row.end + (begin if packed else 0)
-        owner.flat[place] = i
-    spots, spot = np.unique(
-        np.concatenate([begin + row.read for row, begin in zip(rows, begins, strict=True)]),
-        return_inverse=True,
-    )
-    arrays = (
-        ids,
-        positions,
-        end,
-        owner,
-        spots,
-        spot,
-        np.concatenate([row.target for row in rows]),
-        np.concatenate([i * most + row.option for i, row in enumerate(rows)]),
-        np.array([row.n_options for row in rows]),
-    )
-    return Batch(*(torch.from_numpy(array).to(device) for array in arrays))
-
-
-def tree_mask(end: Tensor) -> Tensor:
-    """Return who sees whom: bool ``[B, 1, T, T]``, queries by keys.
-
-    A token sees what stands before it in its own text, and itself (padding, too, so that no row of
-    the softmax is empty).
-    """
-    place = torch.arange(end.shape[1], device=end.device)
-    query, key = place[:, None], place[None, :]
-    seen = (key <= query) & (query < end[:, None, :])
-    return (seen | (key == query))[:, None]
-
-
-def batches_by_length(rows: Sequence[Row], size: int = SCORING_BATCH) -> Iterator[list[int]]:
-    """Yield row numbers in batches of rows of similar length: little padding, always the same."""
-    by_length = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))
-    for start in range(0, len(rows), size):
-        yield by_length[start : start + size]
-
-
-def _alone(row: Row) -> list[Row]:
-    """Return a plain row for each option: its own text, from beginning to end."""
-    alone = []
-    for k in range(row.n_options):
-        scored = row.option == k
-        last = row.read[scored].max()
-        text = np.flatnonzero((np.arange(len(row)) <= last) & (last < row.end))
-        alone.append(
-            Row(
-                ids=row.ids[text],
-                positions=row.positions[text],
-                end=np.full(len(text), len(text)),
-                read=np.searchsorted(text, row.read[scored]),
-                target=row.target[scored],
-                option=np.zeros(int(scored.sum()), dtype=np.int64),
-                n_options=1,
-                lengths=row.lengths[k : k + 1],
-            )
-        )
-    return alone
-
-
-def _regrouped(batch: Batch, rows: Sequence[Row], device: torch.device) -> Batch:
-    """Give the tokens of plain rows back to the question and option that they belong to."""
-    most = max(row.n_options for row in rows)
-    slots = np.concatenate([i * most + np.arange(row.n_options) for i, row in enumerate(rows)])
-    slot = torch.from_numpy(slots).to(device)[batch.slot]
-    n_options = torch.tensor([row.n_options for row in rows], device=device)
-    return replace(batch, slot=slot, n_options=n_options)
 
 
 def _part(base: Any, first: int, last: int, identity_norm: str | None) -> Any:
@@ -480,20 +391,20 @@ def _mapped(file: Path, shape: tuple[int, int], dtype: torch.dtype, mode: Any) -
     return torch.from_numpy(raw).view(dtype).view(shape)
 
 
-def _probe_rows(config: Any) -> list[Row]:
-    """Return two rows of arbitrary tokens; the longer one outgrows a short attention window."""
+def _probe_rows(config: Any, longest: int) -> list[Row]:
+    """Return two rows of arbitrary tokens; one outgrows an attention window that texts can."""
     rng = np.random.default_rng(0)
     vocabulary = int(config.vocab_size)
     windows = ("sliding_window", "attention_chunk_size", "window_size")
     found = [getattr(config, name, None) for name in windows]
     window = next((w for w in found if isinstance(w, int)), 0)
-    longest = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
-    long = min(max(window + 4, 6), 1100, longest - 8)
+    most = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+    long = min(window + 4 if 6 < window < longest else 10, most - 8)
     rows = []
+    beginning = rng.integers(vocabulary, size=5).tolist()  # of both rows
     for prefix, endings in ((9, (4, 1, 3)), (long, (2, 3))):
-        texts = [rng.integers(vocabulary, size=prefix + ending).tolist() for ending in endings]
-        for text in texts:
-            text[:prefix] = texts[0][:prefix]
+        prompt = beginning + rng.integers(vocabulary, size=prefix - 5).tolist()
+        texts = [prompt + rng.integers(vocabulary, size=ending).tolist() for ending in endings]
         texts[-1][prefix] = texts[0][prefix]  # options that begin alike share that, too
         rows.append(token_tree(texts, [prefix] * len(texts), endings))
     return rows

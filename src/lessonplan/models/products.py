@@ -28,7 +28,8 @@ def takes_onednn(*tensors: Tensor | None) -> bool:
 
 def times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return ``x @ weight.T + bias``, outside of autograd; see `takes_onednn`."""
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    # The overload by its name: looking it up takes as long as a small product.
+    out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     return out
 
 
@@ -84,7 +85,7 @@ class _LowRank(torch.autograd.Function):
         x, weight, a, b, low = ctx.saved_tensors
         (out,) = gradients
         of_low = times(out, b.t()).mul_(ctx.scaling)
-        of_b = (out.t() @ low).mul_(ctx.scaling)
+        of_b = times(low.t(), out.t()).mul_(ctx.scaling).t()
         of_a = of_low.t() @ x
         of_x = times(out, weight.t()).addmm_(of_low, a) if ctx.needs_input_grad[0] else None
         return of_x, None, None, of_a, of_b, None

@@ -42,7 +42,8 @@ def prepare(
     )
     depth = int(loaded.network.config.get_text_config().num_hidden_layers)
     keep_below = 0 if layers is None else max(0, depth - layers)
-    return loaded, Engine(loaded.network, keep_below=keep_below), adapter
+    engine = Engine(loaded.network, keep_below=keep_below, longest=recipe.max_tokens)
+    return loaded, engine, adapter
 
 
 def train(

@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ def tune(
     adapter.reset(seed)
     optimizer = _optimizer(recipe, adapter)
     optimizer.zero_grad(set_to_none=True)  # a tuning that failed may have left some behind
-    with _training(adapter), _dropout_stream(stream_seed(seed, "dropout")):
+    with _training(engine, adapter, recipe), _dropout_stream(stream_seed(seed, "dropout")):
         for step, start in enumerate(range(0, total, recipe.step_size)):
             chosen = order[start : start + recipe.step_size]
             weights = _weights(recipe, [rows[i] for i in chosen])
@@ -126,9 +127,9 @@ def tune(
                 while pending and seen >= pending[0]:
                     pending.pop(0)
                 if on_checkpoint:
-                    adapter.train(False)
+                    _switch(engine, adapter, recipe, training=False)
                     on_checkpoint(seen)
-                    adapter.train(True)
+                    _switch(engine, adapter, recipe, training=True)
     if not all(bool(p.isfinite().all()) for p in adapter.parameters):
         raise TuningError(
             f"The adapter's weights are no longer numbers after step {len(rates)}, the last. A "
@@ -167,7 +168,7 @@ def question_losses(
 
 
 def _optimizer(recipe: Recipe, adapter: Adapter) -> torch.optim.Optimizer:
-    kind: Any = torch.optim.AdamW
+    kind: Any = partial(torch.optim.AdamW, fused=True)
     if recipe.optimizer == "paged_adamw_8bit":
         if importlib.util.find_spec("bitsandbytes") is None:
             raise InputError(
@@ -192,13 +193,18 @@ def _weights(recipe: Recipe, rows: Sequence[Row]) -> Tensor:
 
 
 @contextmanager
-def _training(adapter: Adapter) -> Iterator[None]:
+def _training(engine: Engine, adapter: Adapter, recipe: Recipe) -> Iterator[None]:
     """Switch the adapter's dropout on, and off again whatever happens."""
-    adapter.train(True)
+    _switch(engine, adapter, recipe, training=True)
     try:
         yield
     finally:
-        adapter.train(False)
+        _switch(engine, adapter, recipe, training=False)
+
+
+def _switch(engine: Engine, adapter: Adapter, recipe: Recipe, *, training: bool) -> None:
+    adapter.train(training)
+    engine.merging = not (training and recipe.adapter.dropout > 0)
 
 
 @contextmanager
