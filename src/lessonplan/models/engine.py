@@ -17,6 +17,7 @@ Where an architecture does not allow a shortcut, the engine takes the plain way 
 from __future__ import annotations
 
 import copy
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ from lessonplan.models.rows import Row, token_tree
 # Largest difference in a token's log-probability that counts as "the same" at load, by dtype. In
 # float32 the shortcuts differ from the plain pass by about 1e-6; a wrong mask differs by over 1e-2.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
+LOGITS = 2**23  # most at a time in scoring: 32 MiB in float32
 NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f")
 
 
@@ -135,10 +137,22 @@ class Engine:
                 out = body(**inputs, use_cache=False).last_hidden_state
             finally:
                 self._read = None
-            logits = self.network.get_output_embeddings()(out.flatten(0, 1)[spots])
-        else:
-            logits = self.network(**inputs, use_cache=False).logits.flatten(0, 1)[spots]
+            return self._projected(out.flatten(0, 1)[spots], batch), batch
+        logits = self.network(**inputs, use_cache=False).logits.flatten(0, 1)[spots]
         return _target_logprobs(logits.float(), batch.spot, batch.target), batch
+
+    def _projected(self, states: Tensor, batch: Batch) -> Tensor:
+        """Return the targets' log-probabilities ``[R]``, given what is read ``[U, H]``."""
+        head = self.network.get_output_embeddings()
+        if torch.is_grad_enabled():
+            return _target_logprobs(head(states).float(), batch.spot, batch.target)
+        found = torch.empty(len(batch.target), device=self.device)
+        size = max(1, LOGITS // head.out_features)
+        for first in range(0, len(states), size):
+            here = (first <= batch.spot) & (batch.spot < first + size)
+            logits = head(states[first : first + size]).float()
+            found[here] = _target_logprobs(logits, batch.spot[here] - first, batch.target[here])
+        return found
 
     def option_sums(
         self, rows: Sequence[Row], hidden: Sequence[Tensor] | None = None
@@ -307,12 +321,10 @@ class Engine:
         try:
             lower = self.lower(rows) if kept else None
             hidden = None if lower is None else [lower.row(i) for i in range(len(rows))]
-            found = [self.token_logprobs(rows, hidden)[0]]
-            with torch.enable_grad():  # training takes other kernels
-                found.append(self.token_logprobs(rows, hidden)[0].detach())
+            found = self.token_logprobs(rows, hidden)[0]
         except Exception as error:  # any failure in a model's own code means: take the plain way
             return f"{type(error).__name__}: {error}"
-        off = max((each - plain).abs().max().item() for each in found)
+        off = (found - plain).abs().max().item()
         if not off <= TOLERANCE[self.network.dtype]:
             return f"log-probabilities differ from the plain pass by {off:.2g}"
         return ""
@@ -387,6 +399,11 @@ def _part(base: Any, first: int, last: int, identity_norm: str | None) -> Any:
 
 def _mapped(file: Path, shape: tuple[int, int], dtype: torch.dtype, mode: Any) -> Tensor:
     size = shape[0] * shape[1] * dtype.itemsize
+    if mode == "w+" and hasattr(os, "posix_fallocate"):
+        # Where the disk is full, writing to a map of a sparse file would end the process.
+        with file.open("wb") as empty:
+            os.posix_fallocate(empty.fileno(), 0, size)
+        mode = "r+"
     raw: Any = np.memmap(file, dtype=np.uint8, mode=mode, shape=(size,))
     return torch.from_numpy(raw).view(dtype).view(shape)
 

@@ -233,8 +233,11 @@ def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Tensor,
 
     config_file, file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     if not config_file.is_file() or not file.is_file():
+        pickled = "; adapter_model.bin is pickled, which can run code when loaded"
+        has_pickled = (folder / "adapter_model.bin").is_file()
         raise InputError(
-            f"{folder} is no adapter: it needs adapter_config.json and adapter_model.safetensors."
+            f"{folder} is no adapter: it needs adapter_config.json and adapter_model.safetensors"
+            f"{pickled if has_pickled else ''}."
         )
     try:
         config: dict[str, Any] = json.loads(config_file.read_text())
