@@ -331,14 +331,14 @@ def test_failed_runs_end_in_status_1(folder: Path, tmp_path: Path) -> None:
     wild = ["--set", "recipe.learning_rate=1e30", "--set", "seeds=1", "--set", "strategies=random"]
     said = run("study", folder / "study.yaml", "-o", tmp_path / "s", *wild)
     assert said.status == 1
-    assert "1 runs failed; starting the study again tries them again." in said.out
+    assert "1 run failed; starting the study again tries what failed again." in said.out
     assert "failed: tiny, random, seed 0" in said.err
     assert run("report", tmp_path / "s").status == 0
     assert "1 failed" in run("status", tmp_path / "s").out
 
 
 def test_interrupted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: Any) -> None:
+    def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lessonplan.study.run_study", stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -27,7 +28,7 @@ from lessonplan.cli_options import (
     read_columns_option,
     say,
 )
-from lessonplan.errors import InputError
+from lessonplan.errors import NO_ROOM, InputError, counted, without_secrets
 from lessonplan.orders import STRATEGIES
 
 # What a command needs beyond the orders is imported in the command: `--help` must not wait for
@@ -48,6 +49,17 @@ def study(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A study file (YAML).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The study's folder.")],
     settings: SetOption = None,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Redo finished runs whose files are not as written."),
+    ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Do the runs on a Ray cluster; local starts one on this machine.",
+        ),
+    ] = None,
 ) -> None:
     """Run what a study lacks, then write its report. Stop and start it as you like."""
     from lessonplan.progress import StudyProgress
@@ -55,10 +67,11 @@ def study(
 
     configured = load_study(file, settings or [])
     with StudyProgress() as watch:
-        run_study(configured, out, watch)
+        run_study(configured, out, watch, repair=repair, ray=ray)
     _report(out)
     if watch.failures:
-        say(f"{len(watch.failures)} runs failed; starting the study again tries them again.")
+        failed = counted(len(watch.failures), "run")
+        say(f"{failed} failed; starting the study again tries what failed again.")
         raise typer.Exit(1)
 
 
@@ -149,6 +162,7 @@ def order(
     )
     from lessonplan.data.tables import missing_column, read_table
     from lessonplan.orders import order as make_order
+    from lessonplan.progress import rows_bar
 
     # A file is any table; a named data set is questions, with their own labels.
     if Path(data).is_file() and split is not None:
@@ -156,8 +170,10 @@ def order(
     questions = None if Path(data).exists() else load_questions(data, split=split)
     rows: Any = {}
     if labels:
-        rows = read_table(data).columns if questions is None else questions[:]
+        needed = [name for name in (key or "id", category, difficulty) if name]
+        rows = read_table(data, needed).columns if questions is None else questions[:]
     found: dict[str, Any] = {}
+    own: dict[str, str] = {}
     for kind, column in (("category", category), ("difficulty", difficulty)):
         joined = _joined_label(data, rows, labels or [], kind, column, key)
         if joined is not None:
@@ -168,24 +184,33 @@ def order(
                 raise InputError(missing_column(data, name, questions.column_names))
             found[kind] = questions[name][:]
         elif column is not None:
-            found[kind] = read_columns(data, [column])[column]
-    permutation = make_order(
-        strategy,
-        count_rows(data) if questions is None else len(questions),
-        seed=seed,
-        blocks="band" if blocks == "band" else _integer("--blocks", blocks),
-        bands=None if bands is None else _bands(bands),
-        category_order=category_order.split(",") if "," in category_order else category_order,
-        hardest_first=hardest_first,
-        epochs=epochs,
-        each=each,  # type: ignore[arg-type]
-        repeat=repeat,
-        **found,
-    )
-    if questions is None:
-        write_ordered(data, out, permutation)
-    else:
-        write_table(questions.select(permutation), out)
+            own[kind] = column
+    with rows_bar() as phase:
+        if own:
+            columns = read_columns(data, list(set(own.values())), on_rows=phase("reading labels"))
+            found |= {kind: columns[column] for kind, column in own.items()}
+        if found:
+            n = len(next(iter(found.values())))
+        else:
+            n = count_rows(data) if questions is None else len(questions)
+        permutation = make_order(
+            strategy,
+            n,
+            seed=seed,
+            blocks="band" if blocks == "band" else _integer("--blocks", blocks),
+            bands=None if bands is None else _bands(bands),
+            category_order=category_order.split(",") if "," in category_order else category_order,
+            hardest_first=hardest_first,
+            epochs=epochs,
+            each=each,  # type: ignore[arg-type]
+            repeat=repeat,
+            **found,
+        )
+        if questions is None:
+            on_rows = phase("putting rows in order", n + len(permutation))
+            write_ordered(data, out, permutation, on_rows=on_rows)
+        else:
+            write_table(questions.select(permutation), out)
     say(f"{len(permutation)} rows in {strategy} order: {out}")
 
 
@@ -284,7 +309,7 @@ def evaluate(
     write_table(Dataset(table), out)
     answers, chosen = (np.asarray(table[name].to_numpy()) for name in ("answer", "chosen"))
     say(
-        f"{len(table)} questions: accuracy {accuracy(answers, chosen):.3f}, weighted F1 "
+        f"{counted(len(table), 'question')}: accuracy {accuracy(answers, chosen):.3f}, weighted F1 "
         f"{weighted_f1(answers, chosen):.3f}; predictions: {out}"
     )
 
@@ -317,6 +342,9 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):  # not every terminal has every character
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except InputError as error:
@@ -324,8 +352,10 @@ def main() -> None:
         sys.exit(2)
     except OSError as error:  # no permission, a full disk, a worker that was killed
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+        print(without_secrets(f"error: {where}{error.strerror or error}"), file=sys.stderr)
+        if error.errno in NO_ROOM:
+            print("Make room and start again; what is finished is kept.", file=sys.stderr)
+        sys.exit(1 if error.errno in NO_ROOM or isinstance(error, ChildProcessError) else 2)
     except SystemExit as end:
         if end.code == 130:  # what Typer makes of Ctrl-C
             print(
@@ -357,17 +387,17 @@ def _joined_label(
     key: str | None,
 ) -> Any:
     """Return a label from the first table that has it; None where there is none, or DATA has it."""
-    from lessonplan.data.tables import read_table
+    from lessonplan.data.streams import first_rows
     from lessonplan.labels.label import Label, checked
     from lessonplan.labels.tables import read_labels
 
     if column in columns:
         return None
     for table in tables:
-        theirs = read_table(table).columns
+        theirs = first_rows(table)
         if (column or kind) not in theirs:
             continue
-        ids = _ids(data, columns, key, list(theirs.get("id", [])))
+        ids = _ids(data, columns, key, theirs.get("id", []))
         values, notes, uninformative = read_labels(ids, table, kind, column=column)
         for note in [*notes, *uninformative]:
             print(f"note: {note}", file=sys.stderr)
@@ -376,19 +406,27 @@ def _joined_label(
 
 
 def _ids(file: str, columns: dict[str, Any], key: str | None, theirs: list[Any]) -> list[str]:
-    """Return what a label table calls the rows of a file: their ids, or 0-based row numbers."""
-    from lessonplan.data.tables import missing_column, row_count
+    """Return what a label table calls the rows of a file: their ids, or 0-based row numbers.
+
+    Args:
+        columns: those of the file that are in memory, the ids among them if it has any.
+        theirs: the first ids of the label table.
+    """
+    from lessonplan.data import count_rows
+    from lessonplan.data.streams import first_rows
+    from lessonplan.data.tables import missing_column
     from lessonplan.labels.tables import cell_text
 
-    if key is not None and key not in columns:
-        raise InputError(missing_column(file, key, columns))
-    if key is not None or "id" in columns:
+    if (key or "id") in columns:
         return [cell_text(cell) for cell in columns[key or "id"]]
-    rows = [str(row) for row in range(row_count(columns))]
+    first = first_rows(file)
+    if key is not None:
+        raise InputError(missing_column(file, key, first))
+    rows = [str(row) for row in range(count_rows(file))]
     named = {cell_text(cell) for cell in theirs}
-    for name, cells in columns.items():
+    for name, cells in first.items():
         texts = [cell_text(cell) if isinstance(cell, (str, int, float)) else "" for cell in cells]
-        if texts != rows and named and set(texts) == named:
+        if texts != rows[: len(texts)] and named and set(texts) == named:
             raise InputError(
                 f"{file} has no column 'id', and the label table's ids are those of its column "
                 f"{name!r}. Say so: --id {name}."
@@ -397,10 +435,8 @@ def _ids(file: str, columns: dict[str, Any], key: str | None, theirs: list[Any])
 
 
 def _bands(text: str) -> int | list[float]:
-    if text.isdecimal():
-        return int(text)
     try:
-        return [float(part) for part in text.split(",")]
+        return int(text) if text.isdecimal() else [float(part) for part in text.split(",")]
     except ValueError:
         raise InputError(
             f"--bands takes a number, or thresholds as 0.3,0.6, not {text!r}."
@@ -408,7 +444,7 @@ def _bands(text: str) -> int | list[float]:
 
 
 def _integer(option: str, text: str) -> int:
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 4000:
         raise InputError(f"{option} takes a whole number or 'band', not {text!r}.")
     return int(text)
 

@@ -19,6 +19,7 @@ from lessonplan.cli_options import (
     read_columns_option,
     say,
 )
+from lessonplan.errors import counted
 
 label_app = typer.Typer(help="Label questions: how hard they are, and what they are about.")
 
@@ -193,7 +194,7 @@ def _write_label(
         say(f"{lacking} of {len(questions)} questions have no {kind}; their cells are empty.")
     if label.uninformative:
         say("These labels say nothing of the questions; a study refuses them unless asked to.")
-    say(f"{len(questions)} questions, {kind} by {label.origin}: {out}")
+    say(f"{counted(len(questions), 'question')}, {kind} by {label.origin}: {out}")
     return label
 
 

@@ -45,8 +45,8 @@ def read_columns_option(pairs: list[str] | None) -> dict[str, Any] | None:
         return None
     columns: dict[str, Any] = {}
     for pair in pairs:
-        ours, equals, theirs = pair.partition("=")
-        if not equals:
+        ours, _, theirs = pair.partition("=")
+        if not (ours and theirs):
             raise InputError(f"--column takes ours=theirs, such as answer=label, not {pair!r}.")
         columns[ours] = theirs.split(",") if ours == "options" and "," in theirs else theirs
     return columns

@@ -28,6 +28,9 @@ from numpy.typing import ArrayLike, NDArray
 from lessonplan.errors import InputError, nearest
 from lessonplan.seeds import stream
 
+MOST_SHOWN = 2**33  # entries of an order: 64 GiB
+MOST_BANDS = 1_000_000
+
 Indices = NDArray[np.int64]
 Keys = NDArray[np.integer[Any]]
 CategoryOrder = Literal["drawn", "alphabetical", "size", "difficulty"]
@@ -123,6 +126,11 @@ def order(
     if each not in ("same", "anew"):
         raise InputError(f"each must be 'same' or 'anew', not {each!r}.")
     n = _length(n, category, difficulty)
+    if max(n, 1) * epochs * repeat > MOST_SHOWN:
+        raise InputError(
+            f"{n} questions times epochs={epochs} times repeat={repeat} make an order of more than "
+            f"{MOST_SHOWN:,} entries; lower epochs or repeat."
+        )
 
     by_mean_difficulty = uses.uses_category and category_order == "difficulty"
     hardness = band = None
@@ -137,8 +145,15 @@ def order(
             )
         if band is None:
             raise InputError("blocks='band' needs bands: a number of bands, or thresholds.")
-    elif isinstance(blocks, bool) or not isinstance(blocks, int | np.integer) or blocks < 1:
-        raise InputError(f"blocks must be an integer of at least 1 or 'band', not {blocks!r}.")
+    elif (
+        isinstance(blocks, bool)
+        or not isinstance(blocks, int | np.integer)
+        or not 1 <= int(blocks) * max(n, 1) < 2**63  # what `_parts` multiplies
+    ):
+        raise InputError(
+            f"blocks must be an integer of at least 1 (and below 2**63 / n) or 'band', not "
+            f"{blocks!r}."
+        )
     if uses.uses_category:
         codes, names = _categories(strategy, category)
     if repeat > 1 and strategy == "curriculum" and bands is None:
@@ -182,12 +197,15 @@ def order(
 
 
 def _length(n: int | None, category: ArrayLike | None, difficulty: ArrayLike | None) -> int:
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int | np.integer)):
+        raise InputError(f"n must be an integer, not {n!r}.")
     lengths = {"n": n}
-    lengths |= {
-        name: len(label)  # type: ignore[arg-type]
-        for name, label in (("category", category), ("difficulty", difficulty))
-        if label is not None
-    }
+    for name, label in (("category", category), ("difficulty", difficulty)):
+        if label is None:
+            continue
+        if not hasattr(label, "__len__"):
+            raise InputError(f"{name} must have one entry a question, not be {label!r}.")
+        lengths[name] = len(label)  # type: ignore[arg-type]
     given = {name: length for name, length in lengths.items() if length is not None}
     if not given:
         raise InputError("order() needs n, the number of questions, or a label of that length.")
@@ -202,10 +220,13 @@ def _length(n: int | None, category: ArrayLike | None, difficulty: ArrayLike | N
 
 def _difficulty(strategy: str, difficulty: ArrayLike | None) -> NDArray[np.float64]:
     if difficulty is None:
-        raise InputError(f"The strategy {strategy} needs a difficulty for every question.")
+        raise InputError(
+            f"The strategy {strategy} needs a difficulty for every question: name its column "
+            "(--difficulty), or a label table with such a column (--labels)."
+        )
     try:
         values = np.asarray(difficulty, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"difficulty must be numbers: {error}.") from None
     if values.ndim != 1:
         raise InputError(f"difficulty must have one dimension, not shape {values.shape}.")
@@ -222,12 +243,15 @@ def _difficulty(strategy: str, difficulty: ArrayLike | None) -> NDArray[np.float
 def _categories(strategy: str, category: ArrayLike | None) -> tuple[Keys, list[Any]]:
     """Return the code of each question's category ``[n]``, and the sorted category values."""
     if category is None:
-        raise InputError(f"The strategy {strategy} needs a category for every question.")
+        raise InputError(
+            f"The strategy {strategy} needs a category for every question: name its column "
+            "(--category), or a label table with such a column (--labels)."
+        )
     import pyarrow as pa  # hashes strings, where numpy.unique would sort all 10 million of them
 
     try:
         encoded = _arrow(category).dictionary_encode()
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowException, OverflowError, UnicodeError) as error:
         raise InputError(f"category must be all strings or all integers: {error}.") from None
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.unify_dictionaries().combine_chunks()
@@ -321,15 +345,15 @@ def _rank_of(keys: NDArray[Any]) -> NDArray[np.int64]:
 def _bands(hardness: NDArray[np.float64], bands: int | Sequence[float]) -> Keys:
     """Return the band of each question, ``[n]``, 0 the easiest."""
     if isinstance(bands, int | np.integer) and not isinstance(bands, bool):
-        if bands < 1:
-            raise InputError(f"bands must be at least 1, not {bands}.")
+        if not 1 <= bands <= MOST_BANDS:
+            raise InputError(f"bands must be from 1 to {MOST_BANDS:,}, not {bands}.")
         if len(hardness) == 0:
             return np.zeros(0, dtype=np.uint8)
         thresholds = np.quantile(hardness, np.arange(1, bands) / bands)
     else:
         try:
             thresholds = np.asarray(bands, dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             thresholds = np.array([np.nan])
         if (
             thresholds.ndim != 1

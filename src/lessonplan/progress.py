@@ -6,14 +6,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from lessonplan.errors import without_secrets
 from lessonplan.study.watch import Watch
 
 # Without a terminal, one line a finished run, at most one every so many seconds.
 QUIET_SECONDS = 10.0
+
+
+class Phase(Protocol):
+    """Takes a text and the number of rows (None: not known); returns what is told those done."""
+
+    def __call__(self, text: str, total: int | None = None) -> Callable[[int], None]: ...
 
 
 class StudyProgress(Watch):
@@ -64,6 +72,9 @@ class StudyProgress(Watch):
                 self.console.print(text, markup=False)
         self._bar.update(self._tasks[text], completed=done, visible=done < total)
 
+    def note(self, text: str) -> None:
+        self.console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
+
     def say(self, text: str) -> None:
         if self._task is not None:
             self._bar.update(self._task, description=text)
@@ -85,8 +96,9 @@ class StudyProgress(Watch):
             self.console.print(f"{self._count()}  {self._speed()}")
 
     def failed(self, text: str) -> None:
+        text = without_secrets(text)
         self.failures.append(text)
-        self.console.print(f"failed: {text}", markup=False)
+        self.console.print(f"failed: {text}", markup=False, soft_wrap=True)
 
     def _count(self) -> str:
         return f"{self._done}/{self._runs} runs"
@@ -101,7 +113,18 @@ class StudyProgress(Watch):
 @contextmanager
 def step_bar(total: int) -> Iterator[Callable[[int], None]]:
     """Yield a function that is told the number of questions seen, and draw a bar of it."""
+    with rows_bar() as phase:
+        yield phase("fine-tuning", total)
+
+
+@contextmanager
+def rows_bar() -> Iterator[Phase]:
+    """Yield a function that begins a phase of work, and draw a bar for each phase."""
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("fine-tuning", total=total)
-        yield lambda seen: bar.update(task, completed=seen)
+
+        def phase(text: str, total: int | None = None) -> Callable[[int], None]:
+            task = bar.add_task(text, total=total)
+            return lambda done: bar.update(task, completed=done)
+
+        yield phase

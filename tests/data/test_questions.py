@@ -441,7 +441,7 @@ def test_questions_read_again_are_the_same(tmp_path: Path) -> None:
 @given(st.integers(2, 60), st.integers(2, 60), st.integers(0, 2**31))
 def test_folds_are_balanced_and_repeatable(n: int, k: int, seed: int) -> None:
     if k > n:
-        with pytest.raises(InputError, match=f"{n} questions cannot be dealt into {k} folds"):
+        with pytest.raises(InputError, match=f"{n} questions cannot be dealt into {k} fold"):
             folds(n, k, seed)
         return
     dealt = folds(n, k, seed)
@@ -454,7 +454,7 @@ def test_folds_are_balanced_and_repeatable(n: int, k: int, seed: int) -> None:
 
 def test_folds_differ_by_seed() -> None:
     assert (folds(100, 4, 0) != folds(100, 4, 1)).any()
-    with pytest.raises(InputError, match="into 1 folds"):
+    with pytest.raises(InputError, match="into 1 fold;"):
         folds(10, 1, 0)
 
 

@@ -163,7 +163,7 @@ def test_column_array_of_json_values() -> None:
     assert column_array([1, "a", None], "c").tolist() == ["1", "a", None]
     assert np.isnan(column_array([None, None], "c")).all()
     assert column_array([2**70], "c").tolist() == [str(2**70)]
-    with pytest.raises(InputError, match=r"c holds lists or objects"):
+    with pytest.raises(InputError, match=r"c holds lists, objects or bytes"):
         column_array([[1]], "c")
 
 

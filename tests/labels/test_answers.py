@@ -57,7 +57,7 @@ def test_letters_that_a_question_lacks_count_as_wrong(tmp_path: Path, questions:
     difficulty, notes = read_answers(questions, table)
     np.testing.assert_array_equal(difficulty, [0.5, 0, 0, 0])
     assert len(notes) == 1
-    assert notes[0].startswith("1 answers in ")
+    assert notes[0].startswith("1 answer in ")
 
 
 def test_unknown_ids(tmp_path: Path, questions: Dataset) -> None:
@@ -234,8 +234,8 @@ def test_a_wrong_key_is_noted_in_the_2pl(tmp_path: Path) -> None:
     table = write(tmp_path / "t.csv", "\n".join(lines))
     _, notes = read_answers(numbered(20), table, method="2pl")
     assert len(notes) == 1
-    assert notes[0].startswith("1 questions of ")
-    assert "their keys may be wrong" in notes[0]
+    assert notes[0].startswith("1 question of ")
+    assert "The key may be wrong" in notes[0]
     assert read_answers(numbered(20), table, method="1pl")[1] == []
 
 

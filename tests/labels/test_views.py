@@ -192,7 +192,7 @@ def test_letters_that_a_server_does_not_give_are_marked(
     assert np.isnan(measured(view, "margin", ANSWERS)).tolist() == [False, False, True]
     assert np.isnan(measured(view, "entropy", ANSWERS)).tolist() == [False, False, True]
     assert any("3 letters of 2 questions" in note for note in view.notes)
-    assert any("1 questions have no difficulty" in note for note in view.notes)
+    assert any("no difficulty for 1 question, because" in note for note in view.notes)
 
 
 def test_measures() -> None:

@@ -82,7 +82,7 @@ def test_interrupted_report_leaves_the_old_page(record, outcome, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         write_report(record([outcome(n_seeds=2)], orders=[]), tmp_path)
     assert page.read_bytes() == before
-    assert not list(tmp_path.glob(".report-*"))
+    assert not list(tmp_path.glob(".writing-*"))
 
 
 def test_page_is_self_contained(record, tmp_path):

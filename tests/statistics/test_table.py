@@ -142,7 +142,7 @@ def test_bad_files(tmp_path):
     with pytest.raises(InputError, match="expected a file that ends in"):
         compare(tmp_path / "t.xlsx")
     (tmp_path / "t.jsonl").write_text('{"id": 1')
-    with pytest.raises(InputError, match="cannot be read as jsonl"):
+    with pytest.raises(InputError, match="not valid JSON"):
         compare(tmp_path / "t.jsonl")
     (tmp_path / "e.csv").write_text("")
     with pytest.raises(InputError, match="cannot be read as csv"):

@@ -102,7 +102,7 @@ def contents() -> Callable[[Path], dict[str, str]]:
         return {
             str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
             for file in sorted((folder / "tunings").rglob("*"))
-            if file.is_file() and file.name != "tuning.json"
+            if file.is_file() and file.name not in ("tuning.json", "SHA256SUMS")
         }
 
     return read

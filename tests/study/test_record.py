@@ -125,20 +125,6 @@ def test_gaps_where_runs_are_missing(finished: Finished, tmp_path: Path) -> None
     assert list(table.columns[1].cells) == ["2 of 2", "1 of 2", "1 of 2"]
 
 
-def test_broken_files_are_named(finished: Finished, tmp_path: Path) -> None:
-    folder = tmp_path / "broken"
-    shutil.copytree(finished[0], folder)
-    run = runs_of(folder)[1]
-    file = folder / "tunings" / run["id"] / "evaluations" / f"{run['evaluations'][0]['id']}.parquet"
-    file.write_bytes(b"PAR1")
-    with pytest.raises(InputError, match=rf"{file.name} is broken"):
-        read_record(folder)
-    shutil.rmtree(file.parent)
-    (folder / "tunings" / run["id"] / "tuning.json").write_text("{")
-    with pytest.raises(InputError, match=r"tuning\.json cannot be read.*Delete its folder"):
-        read_record(folder)
-
-
 def test_no_study(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no study folder"):
         read_record(tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from lessonplan.data.questions import (
     Reading,
     folds,
@@ -11,13 +13,10 @@ from lessonplan.data.questions import (
     sample,
 )
 from lessonplan.data.sources import DATASETS
-from lessonplan.data.tables import (
-    count_rows,
-    read_columns,
-    write_jsonl,
-    write_ordered,
-    write_table,
-)
+from lessonplan.data.tables import write_jsonl, write_table
+
+if TYPE_CHECKING:
+    from lessonplan.data.streams import count_rows, read_columns, write_ordered
 
 __all__ = [
     "DATASETS",
@@ -33,3 +32,12 @@ __all__ = [
     "write_ordered",
     "write_table",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: these need Arrow, which takes a while to import.
+    if name not in ("count_rows", "read_columns", "write_ordered"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lessonplan.data import streams
+
+    return getattr(streams, name)

@@ -14,6 +14,8 @@ import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,7 @@ from lessonplan import seeds
 from lessonplan.data import icd10cm, tables
 from lessonplan.data.features import COLUMNS, LETTERS, question_features
 from lessonplan.data.sources import Raw, open_dataset, open_named, open_path
-from lessonplan.errors import InputError, nearest
+from lessonplan.errors import InputError, counted, first_line, nearest, shown
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -154,7 +156,7 @@ def read_questions(
                 f"Those are {', '.join(COLUMNS)}."
             )
 
-    if isinstance(source, (str, os.PathLike)) and not Path(source).exists():
+    if isinstance(source, (str, os.PathLike)) and not os.path.exists(source):
         name = os.fspath(source)
         if name == "icd10cm":
             if columns or format != "auto" or answer_base is not None:
@@ -183,7 +185,10 @@ def folds(n: int, k: int, seed: int) -> NDArray[np.int64]:
         InputError: fewer than two folds, or more folds than questions.
     """
     if not 2 <= k <= n:
-        raise InputError(f"{n} questions cannot be dealt into {k} folds; 2 to {n} are possible.")
+        raise InputError(
+            f"{counted(n, 'question')} cannot be dealt into {counted(k, 'fold')}; 2 or more are "
+            "needed, and no more than questions."
+        )
     return seeds.stream(seed, "folds").permutation(np.arange(n, dtype=np.int64) % k)
 
 
@@ -194,7 +199,7 @@ def sample(questions: Dataset, n: int, seed: int) -> Dataset:
         InputError: there are fewer than n, or n is below 1.
     """
     if not 1 <= n <= len(questions):
-        raise InputError(f"Cannot draw {n} questions from {len(questions)}.")
+        raise InputError(f"Cannot draw {counted(n, 'question')} from {len(questions)}.")
     rows = seeds.stream(seed, "sample").permutation(len(questions))[:n]
     return questions.select(np.sort(rows))
 
@@ -261,7 +266,7 @@ def _understand(
     found = raw.table.columns
     n = tables.row_count(found)
     if n == 0:
-        raise InputError(f"{raw.source} holds no rows.")
+        raise InputError(f"{raw.source} holds no rows; at least one question is needed.")
     if format == "auto":
         format = _recognise(found)
     mapping = _mapping(raw.source, found, format, columns)
@@ -277,11 +282,21 @@ def _understand(
     faults: dict[int, str] = {}  # row -> the first thing wrong with it
     texts = [_text(v) for v in found[mapping["question"]]]
     options, keys = _options(found, mapping["options"], n)
+    if isinstance(mapping["options"], str) and not any(options):
+        raise InputError(
+            f"{raw.source}: column {mapping['options']!r} holds no lists of options (the first "
+            f"is {shown(found[mapping['options']][0])}). Give lists, in a CSV as JSON, or name a "
+            "column for each option."
+        )
     for i in range(n):
         if not texts[i]:
             faults[i] = "empty question"
-        elif fault := _options_fault(options[i]):
+        elif fault := _options_fault(options[i], keys[i]):
             faults[i] = fault
+    for key in ("id", "question", "category"):
+        for i, value in enumerate(found[mapping[key]] if key in mapping else []):
+            if isinstance(value, tables.NESTED):
+                faults[i] = f"{key} that is {tables.kind_of(value)}"
 
     own = FORMATS["medmcqa"]["answer"]
     values = [_answer_value(v) for v in found[mapping["answer"]]]
@@ -346,9 +361,10 @@ def _understand(
 
         try:
             kept = Dataset.from_dict({name: [found[name][i] for i in good] for name in further})
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        except (pa.ArrowException, OverflowError) as error:
             raise InputError(
-                f"{raw.source}: a column to keep mixes kinds of values ({error})."
+                f"{raw.source}: a column to keep mixes kinds of values, or has numbers of more "
+                f"than 64 bits ({first_line(error)})."
             ) from error
         questions = concatenate_datasets([questions, kept], axis=1)
     return Reading(questions, raw.source, n, dropped, notes)
@@ -400,41 +416,55 @@ def _text(value: Any) -> str:
 
 def _options(
     found: dict[str, list[Any]], columns: str | Sequence[str], n: int
-) -> tuple[list[list[str]], list[list[str]]]:
-    """Return each row's option texts, and the letters that its answer may name them by."""
+) -> tuple[list[list[Any]], list[list[str]]]:
+    """Return each row's option texts, and the letters that its answer may name them by.
+
+    An option that is no text is None.
+    """
     if not isinstance(columns, str):
         # A file may call its columns opa, opb: the letter is the place.
-        texts = [[_text(found[name][i]) for name in columns] for i in range(n)]
+        texts = [[_option(found[name][i]) for name in columns] for i in range(n)]
         return texts, [list(LETTERS[: len(columns)])] * n
-    options: list[list[str]] = []
+    options: list[list[str | None]] = []
     keys: list[list[str]] = []
     for cell in found[columns]:
         if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
             try:
                 cell = json.loads(cell)  # how a list stands in a CSV
-            except ValueError:
+            except (ValueError, RecursionError):
                 cell = None
         if isinstance(cell, (list, tuple, np.ndarray)):
-            pairs = list(zip(LETTERS, cell, strict=False))
-            if cell and all(isinstance(entry, dict) for entry in cell):
+            pairs = list(zip_longest(LETTERS[: len(cell)], cell, fillvalue=""))
+            if pairs and all(isinstance(entry, dict) for entry in cell):
                 pairs = [(_text(e.get("key")), e.get("value")) for e in cell]
         elif isinstance(cell, dict):
             # Arrow gives every row the keys of all rows, with None for those it lacks.
-            pairs = sorted((_text(k), v) for k, v in cell.items() if v is not None)
+            pairs = [(_text(k), v) for k, v in cell.items() if v is not None]
+            pairs.sort(key=itemgetter(0))
         else:
             pairs = []
-        options.append([_text(value) for _, value in pairs])
+        options.append([_option(value) for _, value in pairs])
         keys.append([key.upper() for key, _ in pairs])
     return options, keys
 
 
-def _options_fault(options: list[str]) -> str | None:
+def _option(value: Any) -> str | None:
+    return None if isinstance(value, tables.NESTED) else _text(value)
+
+
+def _options_fault(options: list[Any], keys: list[str]) -> str | None:
     if len(options) < 2:
         return "fewer than two options"
+    if len(options) > len(LETTERS):
+        return f"more than {len(LETTERS)} options"
+    if None in options:
+        return "option that is no text"
     if not all(options):
         return "empty option"
     if len(set(options)) < len(options):
         return "identical options"
+    if len(set(keys)) < len(keys):
+        return "two options of one letter"
     return None
 
 
@@ -484,10 +514,10 @@ def _answers(
 
     best = max(explained(as_text), explained(as_letter), explained(as_number))
     if best == 0:
-        shown = next((v for v in values if v is not None), None)
+        first = next((v for v in values if v is not None), None)
         raise InputError(
-            f"{source}: column {column!r} holds {shown!r}, which is no letter, no index and not "
-            f"the text of an option."
+            f"{source}: column {column!r} holds {shown(first)}, which is no letter, no index and "
+            f"not the text of an option."
         )
     if best == explained(as_text) or best == explained(as_letter):
         if answer_base is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 import re
 import zipfile
 from dataclasses import dataclass
@@ -57,7 +59,7 @@ def open_named(name: str, split: str | None) -> Raw:
     if tables.table_format(name) is None and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return _open_hub(name, split, name)
     folder = Path(name).parent
-    siblings = [str(folder / p.name) for p in folder.iterdir()] if folder.is_dir() else []
+    siblings = [str(folder / p) for p in os.listdir(folder)] if os.path.isdir(folder) else []
     raise InputError(
         f"There is no file {name}, nor a data set of that name."
         f"{nearest(name, [*DATASETS, *siblings])} Known by name are {', '.join(DATASETS)}; a data "
@@ -152,7 +154,8 @@ def _open_medqa_5(split: str | None) -> Raw:
             raw = packed.read(member)
     except zipfile.BadZipFile as error:
         raise InputError(f"medqa-5: {archive} is not a zip archive.") from error
-    table = tables.parse_json_lines(raw.decode("utf-8-sig"), Path(member))
+    lines = raw.removeprefix(codecs.BOM_UTF8).splitlines(keepends=True)
+    table = tables.parse_json_lines(lines, Path(member))
     return Raw(table, f"medqa-5 ({split})", preset="medqa-5")
 
 

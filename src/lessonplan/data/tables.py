@@ -6,26 +6,37 @@ Text formats are read by the standard library, so that an error names the line, 
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from lessonplan.errors import InputError, nearest
+from lessonplan.errors import InputError, first_line, nearest
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 FORMATS = ("jsonl", "json", "csv", "parquet")
 EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
+NESTED = (list, dict, bytes)  # kinds of values that are neither a number nor a text
+# How files begin that are no text, whatever they are called.
+SIGNATURES = {
+    b"\x1f\x8b": "is packed by gzip; give it a name that ends in .gz",
+    b"PK\x03\x04": "is a zip archive or a spreadsheet; unpack it, or save it as CSV",
+    b"PAR1": "is a Parquet file; give it a name that ends in .parquet",
+    codecs.BOM_UTF16_LE: "is UTF-16; save it as UTF-8 (for instance: iconv -f UTF-16 -t UTF-8)",
+    codecs.BOM_UTF16_BE: "is UTF-16; save it as UTF-8 (for instance: iconv -f UTF-16 -t UTF-8)",
+}
 
 
 class Table(NamedTuple):
@@ -45,63 +56,33 @@ def table_format(path: str | os.PathLike[str]) -> str | None:
     return next((e.split(".")[1] for e in EXTENSIONS if name.endswith(e)), None)
 
 
-def read_table(path: str | os.PathLike[str]) -> Table:
+def read_table(path: str | os.PathLike[str], keep: Collection[str] | None = None) -> Table:
     """Read a whole file.
 
     CSV values are strings as they stand; JSON and Parquet values have their own types. A key that
     a JSON object lacks is None.
+
+    Args:
+        path: a JSONL, JSON, CSV (each also with .gz) or Parquet file.
+        keep: the columns to hold in memory, those of them that there are; by default all.
 
     Raises:
         InputError: no such file, an unknown extension, text that is not UTF-8, or a line that
             cannot be parsed (the message has its number).
     """
     path = Path(path)
-    kind = _checked_format(path)
+    kind = checked_format(path)
     if kind == "parquet":
-        table = _read_parquet(path)
-        return Table({n: table.column(n).to_pylist() for n in table.column_names}, None)
-    text = _read_text(path)
-    if kind == "csv":
-        return _parse_csv(text, path)
-    if kind == "json" and text.lstrip().startswith("["):
-        return _parse_json_array(text, path)
-    # MedMCQA's own files are JSON lines under the name .json.
-    return parse_json_lines(text, path)
-
-
-def read_columns(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Read some columns of a file as arrays.
-
-    Args:
-        path: a JSONL, JSON, CSV (each also with .gz) or Parquet file.
-        names: the columns.
-
-    Returns:
-        Arrays of one entry a row: int64 or float64 where all values are numbers (missing ones are
-        NaN), otherwise strings as objects (missing ones are None). CSV values count as numbers
-        unless one has leading zeros, since "007" is a code.
-
-    Raises:
-        InputError: as `read_table`; an unknown column; a column of lists or objects.
-    """
-    columns = read_table(path).columns
-    for name in names:
-        if name not in columns:
-            raise InputError(missing_column(path, name, columns))
-    return {name: column_array(columns[name], f"{path}: column {name!r}") for name in names}
-
-
-def count_rows(path: str | os.PathLike[str]) -> int:
-    """Return the number of rows of a file (the header of a CSV is none)."""
-    path = Path(path)
-    if _checked_format(path) == "parquet":
-        import pyarrow.parquet as pq
-
-        try:
-            return int(pq.read_metadata(path).num_rows)
-        except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
-            raise InputError(f"{path} is not a Parquet file: {error}") from error
-    return row_count(read_table(path).columns)
+        table = _read_parquet(path, keep)
+        return Table({n: python_values(table, n, path) for n in table.column_names}, None)
+    with opened(path) as file:
+        if kind == "csv":
+            return _parse_csv(file, path, keep)
+        # MedMCQA's own files are JSON lines under the name .json.
+        if kind == "jsonl" or not file.peek(1).lstrip().startswith(b"["):
+            return parse_json_lines(file, path, keep)
+        text = "".join(_decoded(line, path, number) for number, line in enumerate(file, start=1))
+    return _parse_json_array(text, path, keep)
 
 
 def row_count(columns: dict[str, list[Any]]) -> int:
@@ -109,70 +90,22 @@ def row_count(columns: dict[str, list[Any]]) -> int:
     return len(next(iter(columns.values()), []))
 
 
-def write_ordered(
-    path_in: str | os.PathLike[str], path_out: str | os.PathLike[str], permutation: ArrayLike
-) -> None:
-    """Write the rows of a file in another order, with all their columns.
-
-    JSONL to JSONL and CSV to CSV move the lines byte for byte, Parquet to Parquet keeps types and
-    metadata. From one format to another, values go as JSON or Arrow sees them; lists and objects
-    stand in a CSV as JSON. The file appears under its name when it is whole, so it may be the
-    input itself.
-
-    Args:
-        path_in: the file to read.
-        path_out: the file to write; its extension says the format.
-        permutation: 0-based row numbers in the new order, int64[m]; they may repeat or leave
-            rows out.
-
-    Raises:
-        InputError: as `read_table`; a row number that the file does not have.
-    """
-    path_in, path_out = Path(path_in), Path(path_out)
-    kind_in, kind_out = _checked_format(path_in), _writable_format(path_out)
-    order = np.asarray(permutation)
-    if order.ndim != 1 or (order.size and not np.issubdtype(order.dtype, np.integer)):
-        raise InputError("The order has to be one row of whole numbers.")
-
-    if kind_in == kind_out == "parquet":
-        import pyarrow.parquet as pq
-
-        table = _read_parquet(path_in)
-        _check_order(order, table.num_rows, path_in)
-        with _replacing(path_out) as file:
-            pq.write_table(table.take(order.astype(np.int64)), file)
-        return
-
-    if kind_in == kind_out and kind_in in ("jsonl", "csv"):
-        header, records = _raw_records(path_in, kind_in)
-        _check_order(order, len(records), path_in)
-        with _replacing(path_out) as file:
-            file.write(header)
-            for i in order:
-                file.write(records[i])
-        return
-
-    columns = read_table(path_in).columns
-    _check_order(order, row_count(columns), path_in)
-    _write_columns({n: [c[i] for i in order] for n, c in columns.items()}, path_out, kind_out)
-
-
 def write_table(table: Dataset, path: str | os.PathLike[str]) -> None:
     """Write a `datasets.Dataset`, such as questions, in the format of the file's extension."""
     path = Path(path)
-    kind = _writable_format(path)
+    kind = writable_format(path)
     table = table.with_format(None)
     if kind == "parquet":
-        with _replacing(path) as file:
+        with replacing(path) as file:
             table.to_parquet(file)
         return
-    _write_columns({name: list(table[name]) for name in table.column_names}, path, kind)
+    write_columns({name: list(table[name]) for name in table.column_names}, path, kind)
 
 
 def write_jsonl(table: Dataset, path: str | os.PathLike[str]) -> None:
     """Write a `datasets.Dataset` as JSON lines, whatever the file's name is."""
     table = table.with_format(None)
-    _write_columns({name: list(table[name]) for name in table.column_names}, Path(path), "jsonl")
+    write_columns({name: list(table[name]) for name in table.column_names}, Path(path), "jsonl")
 
 
 def missing_column(source: object, name: str, known: Sequence[str] | dict[str, Any]) -> str:
@@ -183,16 +116,26 @@ def missing_column(source: object, name: str, known: Sequence[str] | dict[str, A
     )
 
 
-def column_array(values: Sequence[Any], where: str) -> NDArray[Any]:
-    """Turn a column of Python values into an array, as `read_columns` describes."""
+def column_array(values: Sequence[Any], where: str, *, as_text: bool = False) -> NDArray[Any]:
+    """Turn a column of Python values into an array, as `lessonplan.data.read_columns` describes.
+
+    Args:
+        values: the column.
+        where: what to call it in messages.
+        as_text: makes text of numbers, too.
+    """
     present = [v for v in values if not is_missing(v)]
     for value in present:
-        if isinstance(value, (list, dict)):
-            raise InputError(f"{where} holds lists or objects; numbers or text are needed.")
-    numbers = _as_numbers(present)
+        if isinstance(value, NESTED):
+            raise InputError(f"{where} holds lists, objects or bytes; numbers or text are needed.")
+    numbers = None if as_text else _as_numbers(present)
     if numbers is None:
         texts = np.empty(len(values), dtype=object)
-        texts[:] = [None if is_missing(v) else str(v) for v in values]
+        known: dict[str, str] = {}  # equal texts share one object
+        for i, value in enumerate(values):
+            if not is_missing(value):
+                text = str(value)
+                texts[i] = known.setdefault(text, text)
         return texts
     if len(numbers) == len(values) and all(isinstance(n, int) for n in numbers):
         return np.array(numbers, dtype=np.int64)
@@ -231,22 +174,22 @@ def _as_numbers(values: Sequence[Any]) -> list[int | float] | None:
     return numbers
 
 
-def _checked_format(path: Path) -> str:
+def checked_format(path: Path) -> str:
     kind = table_format(path)
-    if not path.exists():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    if not os.path.exists(path):  # Path.exists raises for a name that no file can have
+        siblings = os.listdir(path.parent) if os.path.isdir(path.parent) else []
         raise InputError(f"There is no file {path}.{nearest(path.name, siblings)}")
     if path.is_dir():
         raise InputError(f"{path} is a folder; a file ({', '.join(EXTENSIONS)}) is needed.")
     if kind is None:
         raise InputError(
             f"{path}: the format is told by the extension, which has to be one of "
-            f"{', '.join(EXTENSIONS)}."
+            f"{', '.join(EXTENSIONS)}. Convert or rename the file."
         )
     return kind
 
 
-def _writable_format(path: Path) -> str:
+def writable_format(path: Path) -> str:
     kind = table_format(path)
     if kind is None:
         raise InputError(
@@ -258,77 +201,130 @@ def _writable_format(path: Path) -> str:
     return kind
 
 
-def _check_order(order: NDArray[Any], rows: int, path: Path) -> None:
-    if order.size and (order.min() < 0 or order.max() >= rows):
+@contextmanager
+def opened(path: Path) -> Iterator[io.BufferedReader]:
+    """Open a text file as bytes, unpacked, behind the mark that some programs begin UTF-8 with."""
+    packed = path.suffix.lower() == ".gz"
+    try:
+        with gzip.open(path) if packed else path.open("rb") as file:
+            start = file.peek(4)
+            for signature, advice in SIGNATURES.items():
+                if start.startswith(signature):
+                    raise InputError(f"{path} {advice}.")
+            if start.startswith(codecs.BOM_UTF8):
+                file.read(3)
+            yield file  # type: ignore[misc]
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(
-            f"The order names rows from {order.min()} to {order.max()}, but {path} has the "
-            f"{rows} rows from 0 on."
-        )
+            f"{path} cannot be read, since gzip cannot unpack it ({error}). It is damaged or cut "
+            "off, or no gzip file; pack or fetch it again."
+        ) from error
 
 
-def _read_bytes(path: Path) -> bytes:
+def _decoded(line: bytes, path: Path, number: int) -> str:
     try:
-        if path.suffix.lower() == ".gz":
-            with gzip.open(path) as file:
-                return file.read()
-        return path.read_bytes()
-    except (OSError, EOFError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-
-
-def _read_text(path: Path) -> str:
-    raw = _read_bytes(path)
-    try:
-        return raw.decode("utf-8-sig")
+        return line.decode()
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
         raise InputError(
-            f"{path}, line {line}: byte 0x{raw[error.start]:02x} is not UTF-8. Save the file as "
+            f"{path}, line {number}: byte 0x{line[error.start]:02x} is not UTF-8. Save the file as "
             f"UTF-8 (for instance: iconv -f WINDOWS-1252 -t UTF-8)."
         ) from error
 
 
-def _read_parquet(path: Path) -> Any:
+def _read_parquet(path: Path, keep: Collection[str] | None) -> Any:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(path)
-    except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
-        raise InputError(f"{path} is not a Parquet file: {error}") from error
+        names = pq.read_schema(path).names
+        check_names(names, str(path))
+        return pq.read_table(path, columns=[n for n in names if keep is None or n in keep])
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(
+            f"{path} is not a Parquet file, or a damaged one: {first_line(error)}"
+        ) from error
 
 
-def parse_json_lines(text: str, path: Path) -> Table:
-    rows, lines = [], []
-    # Not splitlines(): U+2028 and its like are allowed inside a JSON string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: not valid JSON ({error}).") from error
-        _refuse_half_characters(line, row, f"{path}, line {number}")
-        if not isinstance(row, dict):
-            raise InputError(
-                f"{path}, line {number}: expected a JSON object, found {_kind_of(row)}."
-            )
-        rows.append(row)
-        lines.append(number)
-    return Table(_columns_of(rows), lines)
+def python_values(table: Any, name: str, path: Path) -> list[Any]:
+    """Return a column of an Arrow table as Python values."""
+    import pyarrow as pa
 
-
-def _parse_json_array(text: str, path: Path) -> Table:
     try:
-        rows = json.loads(text)
+        values: list[Any] = table.column(name).to_pylist()
+    # Arrow knows more than Python: years beyond 9999, time zones of any name, text not in UTF-8.
+    except (pa.ArrowException, ValueError, OverflowError, LookupError) as error:
+        raise InputError(
+            f"{path}: column {name!r} ({table.schema.field(name).type}) holds a value that cannot "
+            f"be read: {first_line(error)}. Mend the column, or leave it out of the file."
+        ) from error
+    return values
+
+
+def parse_json_lines(
+    lines: Iterable[bytes], path: Path, keep: Collection[str] | None = None
+) -> Table:
+    """Read JSON objects, one a line; blank lines are skipped."""
+    numbers = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                numbers.append(number)
+                yield json_object(line, path, number)
+
+    return Table(_columns_of(rows(), keep), numbers)
+
+
+def json_object(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    """Return what one line of a file of JSON lines holds.
+
+    Raises:
+        InputError: it is no JSON object in UTF-8, or holds half a character.
+    """
+    text = _decoded(line, path, number).rstrip("\r\n")
+    row = _load_json(text, path, number)
+    _refuse_half_characters(text, row, f"{path}, line {number}")
+    if not isinstance(row, dict):
+        raise InputError(f"{path}, line {number}: expected a JSON object, found {kind_of(row)}.")
+    return row
+
+
+def _load_json(text: str, path: Path, line: int) -> Any:
+    """Return the value of a JSON text that begins on a line of a file."""
+    try:
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not valid JSON ({error}).") from error
+        raise InputError(
+            f"{path}, line {line + error.lineno - 1}: not valid JSON ({error.msg}, column "
+            f"{error.colno}). Expected one object a line, or in a .json file a list of objects."
+        ) from error
+    except RecursionError as error:
+        raise InputError(f"{path}, line {line}: JSON that is nested too deeply.") from error
+    except ValueError as error:
+        reason = str(error).partition(";")[0]  # behind it stands what to do in Python
+        raise InputError(f"{path}, line {line}: JSON that cannot be read: {reason}.") from error
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} comes twice")
+    return row
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats)
+
+
+def _parse_json_array(text: str, path: Path, keep: Collection[str] | None) -> Table:
+    rows = _load_json(text, path, 1)
     for number, row in enumerate(rows, start=1):
         _refuse_half_characters(text, row, f"{path}, entry {number}")
         if not isinstance(row, dict):
             raise InputError(
-                f"{path}, entry {number}: expected a JSON object, found {_kind_of(row)}."
+                f"{path}, entry {number}: expected a JSON object, found {kind_of(row)}."
             )
-    return Table(_columns_of(rows), None)
+    return Table(_columns_of(rows, keep), None)
 
 
 def _refuse_half_characters(text: str, row: Any, where: str) -> None:
@@ -344,75 +340,107 @@ def _refuse_half_characters(text: str, row: Any, where: str) -> None:
         ) from None
 
 
-def _kind_of(value: Any) -> str:
-    return {list: "a list", str: "a string", type(None): "null"}.get(type(value), "a number")
+def kind_of(value: Any) -> str:
+    """Return what a value is, for a message."""
+    kinds: dict[type, str] = {list: "a list", dict: "an object", bytes: "bytes", str: "a string"}
+    return "null" if value is None else kinds.get(type(value), "a number")
 
 
-def _columns_of(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
+def _columns_of(
+    rows: Iterable[dict[str, Any]], keep: Collection[str] | None
+) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {}
+    n = 0
+    for row in rows:
+        for name, value in row.items():
+            if keep is None or name in keep:
+                column = columns.setdefault(name, [])
+                column.extend([None] * (n - len(column)))  # the rows before that lack the key
+                column.append(value)
+        n += 1
+    for column in columns.values():
+        column.extend([None] * (n - len(column)))
+    return columns
 
 
-def _parse_csv(text: str, path: Path) -> Table:
-    header: list[str] = []
-    rows, lines = [], []
-    for line, values, _ in _csv_records(text, path):
-        if not header:
-            header = [name.strip() for name in values]
-            for name in header:
-                if header.count(name) > 1:
-                    raise InputError(f"{path}, line {line}: two columns are named {name!r}.")
-            continue
-        if len(values) != len(header):
-            raise InputError(
-                f"{path}, line {line}: {len(values)} values, but the header names "
-                f"{len(header)} columns. Values with a comma have to stand in quotes."
-            )
-        rows.append(values)
-        lines.append(line)
-    return Table({name: [row[i] for row in rows] for i, name in enumerate(header)}, lines)
+def _parse_csv(lines: Iterable[bytes], path: Path, keep: Collection[str] | None) -> Table:
+    records = csv_records(lines, path)
+    header = next((record.values for record in records), [])
+    places = [i for i, name in enumerate(header) if keep is None or name in keep]
+    columns: dict[str, list[Any]] = {header[i]: [] for i in places}
+    numbers = []
+    for record in records:
+        for i, column in zip(places, columns.values(), strict=True):
+            column.append(record.values[i])
+        numbers.append(record.line)
+    return Table(columns, numbers)
 
 
-def _csv_records(text: str, path: Path) -> Iterator[tuple[int, list[str], str]]:
-    """Yield the first line number, the values and the raw text of each record, header included."""
+class CsvRecord(NamedTuple):
+    """The 1-based line that a record begins on, its values, and its bytes with their line end."""
+
+    line: int
+    values: list[str]
+    raw: bytes
+
+
+def csv_records(lines: Iterable[bytes], path: Path) -> Iterator[CsvRecord]:
+    """Yield the header, its names without outer white space, then each record that is not blank.
+
+    Args:
+        lines: the file's lines with their ends.
+        path: to be named in messages.
+
+    Raises:
+        InputError: a broken record, text that is not UTF-8, two columns of one name, or a record
+            with more or fewer values than the header.
+    """
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than some explanations have
-    raw: list[str] = []
+    raw: list[bytes] = []
 
     def watched() -> Iterator[str]:
-        for line in io.StringIO(text, newline=""):
-            raw.append(line)
-            yield line
+        for line in lines:
+            # Old files end their lines with a carriage return alone.
+            for piece in line.splitlines(keepends=True) if b"\r" in line else (line,):
+                raw.append(piece)
+                yield _decoded(piece, path, reader.line_num + 1)
 
     reader = csv.reader(watched(), strict=True)
+    width = 0
     start = 1
     try:
         for values in reader:
             if values:  # the reader gives [] for a blank line
-                yield start, values, "".join(raw)
+                if not width:
+                    values, width = [name.strip() for name in values], len(values)
+                    check_names(values, f"{path}, line {start}")
+                    if width == 1 and (sign := next((c for c in "\t;" if c in values[0]), None)):
+                        raise InputError(
+                            f"{path}, line {start}: one column named {values[0]!r}. Its names seem "
+                            f"to be separated by {sign!r}; save the file with commas."
+                        )
+                if len(values) != width:
+                    raise InputError(
+                        f"{path}, line {start}: {len(values)} values, but the header names "
+                        f"{width} columns. Values with a comma have to stand in quotes."
+                    )
+                yield CsvRecord(start, values, b"".join(raw))
             raw.clear()
             start = reader.line_num + 1
     except csv.Error as error:
         raise InputError(
-            f"{path}, line {start}: the CSV record that begins here is broken ({error})."
+            f"{path}, line {start}: the CSV record that begins here is broken ({error}). A value "
+            "with a quote has to stand in quotes, with its own quotes doubled."
         ) from error
 
 
-def _raw_records(path: Path, kind: str) -> tuple[bytes, list[bytes]]:
-    """Return the header (empty for JSONL) and each record as bytes, all with a line end."""
-    if kind == "jsonl":
-        raw = _read_bytes(path).removeprefix(b"\xef\xbb\xbf")
-        return b"", [line + b"\n" for line in raw.split(b"\n") if line.strip()]
-    text = _read_text(path)
-    _parse_csv(text, path)  # for its messages on broken records
-    records = [raw.encode() for _, _, raw in _csv_records(text, path)]
-    if not records:
-        return b"", []
-    end = b"\r\n" if records[0].endswith(b"\r\n") else b"\n"
-    records = [r if r.endswith((b"\n", b"\r")) else r + end for r in records]
-    return records[0], records[1:]
+def check_names(names: list[str], where: str) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{where}: two columns are named {twice!r}. Rename one.")
 
 
-def _write_columns(columns: dict[str, list[Any]], path: Path, kind: str) -> None:
+def write_columns(columns: dict[str, list[Any]], path: Path, kind: str) -> None:
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     if kind == "parquet":
         import pyarrow as pa
@@ -420,14 +448,15 @@ def _write_columns(columns: dict[str, list[Any]], path: Path, kind: str) -> None
 
         try:
             table = pa.table(columns)
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            with replacing(path) as file:
+                pq.write_table(table, file)
+        except (pa.ArrowException, OverflowError) as error:
             raise InputError(
-                f"{path}: a column mixes kinds of values, which Parquet does not allow ({error})."
+                f"{path}: a column mixes kinds of values, or has numbers of more than 64 bits, "
+                f"which Parquet does not allow ({first_line(error)}). Write to .jsonl."
             ) from error
-        with _replacing(path) as file:
-            pq.write_table(table, file)
         return
-    with _replacing(path) as file:
+    with replacing(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
         if kind == "jsonl":
             text.writelines(_json(row) + "\n" for row in rows)
@@ -441,15 +470,24 @@ def _write_columns(columns: dict[str, list[Any]], path: Path, kind: str) -> None
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)  # str: dates, from Parquet
+    return json.dumps(value, ensure_ascii=False, default=_text)
+
+
+def _text(value: Any) -> str:
+    """Return what JSON has no form for as text: dates and decimals, from Parquet."""
+    if isinstance(value, bytes):
+        raise InputError(
+            "A column holds bytes, such as pictures, which CSV and JSON cannot. Write to .parquet."
+        )
+    return str(value)
 
 
 def _csv_value(value: Any) -> Any:
-    return _json(value) if isinstance(value, (list, dict)) else value
+    return _json(value) if isinstance(value, NESTED) else value
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` and give it that name when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

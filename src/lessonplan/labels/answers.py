@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lessonplan.data import tables
 from lessonplan.data.features import LETTERS
-from lessonplan.errors import InputError
+from lessonplan.errors import InputError, counted, shown
 from lessonplan.labels.irt import fit_irt
 from lessonplan.labels.tables import Joined, join
 
@@ -47,8 +47,8 @@ def read_answers(
     notes = list(joined.notes)
     if outside:
         notes.append(
-            f"{outside} answers in {path} name a letter that the question does not have; they "
-            f"count as wrong."
+            f"{counted(outside, 'answer')} in {path} with a letter that the question does not "
+            f"have: counted as wrong."
         )
     answers = (~np.isnan(right)).sum(axis=0)
     if method == "share":
@@ -68,9 +68,9 @@ def read_answers(
             )
         if method == "2pl" and (flat := int((fit.discrimination < SMALL_DISCRIMINATION).sum())):
             notes.append(
-                f"{flat} questions of {path} were got right by weak respondents about as often as "
-                f"by strong ones, or more often (discrimination below {SMALL_DISCRIMINATION}); "
-                f"their keys may be wrong."
+                f"{counted(flat, 'question')} of {path}: got right by weak respondents about as "
+                f"often as by strong ones, or more often (discrimination below "
+                f"{SMALL_DISCRIMINATION}). The key may be wrong."
             )
     if missing := int((answers == 0).sum()):
         notes.append(f"{missing} of {len(answers)} questions have no answers in {path}.")
@@ -173,7 +173,10 @@ def _right(
     table, rows = joined.table, joined.row
     respondents = [name for name in table.columns if name != joined.key]
     if not respondents:
-        raise InputError(f"{path} has no column of answers beside {joined.key!r}.")
+        raise InputError(
+            f"{path} has no column of answers beside {joined.key!r}; one for each respondent is "
+            "expected."
+        )
     keys = np.array(questions["answer"])
     sizes = np.array([len(options) for options in questions["options"]])
     there = rows >= 0
@@ -198,7 +201,7 @@ def _right(
             mixed = " A column holds either letters or 0 and 1." if codes[i] != _UNREADABLE else ""
             raise InputError(
                 f"{path}, {table.place(rows[i])}, column {name!r}: expected {expected}, found "
-                f"{table.columns[name][rows[i]]!r}.{mixed}"
+                f"{shown(table.columns[name][rows[i]])}.{mixed}"
             )
         # Models do answer E to four options. That is an answer, and a wrong one.
         outside += int((codes >= sizes).sum())
@@ -209,7 +212,7 @@ def _right(
 
 def _code(cell: Any, known: dict[Any, int]) -> int:
     """Return the index of a cell's letter, or one of the negative codes."""
-    if isinstance(cell, (list, dict)):
+    if isinstance(cell, tables.NESTED):
         return _UNREADABLE
     code = known.get(cell)
     if code is None:

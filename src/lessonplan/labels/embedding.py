@@ -277,7 +277,7 @@ def _read(place: Path, n: int) -> NDArray[np.float32] | None:
 
 def _write(place: Path, vectors: NDArray[np.float32]) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=place.parent, prefix=place.stem, suffix=".part")
+    handle, scratch = tempfile.mkstemp(dir=place.parent, prefix=f".writing-{place.stem}-")
     try:
         with os.fdopen(handle, "wb") as file:
             np.save(file, vectors)

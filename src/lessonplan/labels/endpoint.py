@@ -86,6 +86,13 @@ class Endpoint:
         if not self.model.strip():
             raise InputError("An endpoint needs the model's name on the server: NAME@URL.")
         _split(self.url)
+        if self.key_variable is not None and not re.fullmatch(
+            r"[A-Z_][A-Z0-9_]*", self.key_variable
+        ):
+            raise InputError(
+                "key_variable is the name of an environment variable, in capitals, such as "
+                f"{KEY_VARIABLE}. It is not shown here, since it may be the key itself."
+            )
         if self.api not in get_args(Api):
             raise InputError(f"api must be one of {', '.join(get_args(Api))}, not {self.api!r}.")
         for name in ("concurrency", "attempts", "top"):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lessonplan.data import tables
-from lessonplan.errors import InputError
+from lessonplan.errors import InputError, shown
 
 KEYS = ("id", "line")  # line: 0-based row number, which is the id of questions that came without
 
@@ -32,7 +33,12 @@ class Joined(NamedTuple):
     notes: list[str]
 
 
-def join(ids: Sequence[str], path: str | os.PathLike[str], key: str | None = None) -> Joined:
+def join(
+    ids: Sequence[str],
+    path: str | os.PathLike[str],
+    key: str | None = None,
+    keep: Sequence[str] | None = None,
+) -> Joined:
     """Find each question's row in a table.
 
     Args:
@@ -40,53 +46,54 @@ def join(ids: Sequence[str], path: str | os.PathLike[str], key: str | None = Non
         path: a CSV, JSONL, JSON or Parquet file.
         key: the column that holds question ids; by default ``"id"``, or ``"line"`` (0-based row
             numbers, which are the ids of questions that came without).
+        keep: the columns that the table is to have beside the key; by default all.
 
     Raises:
         InputError: as `lessonplan.data.tables.read_table`; no key column; an empty key; an id that
             comes twice; no id that matches.
     """
-    table = tables.read_table(path)
+    table = tables.read_table(path, keep and [*([key] if key else KEYS), *keep])
     if key is None:
         key = next((k for k in KEYS if k in table.columns), None)
         if key is None:
             raise InputError(
                 f"{path} has no column 'id' or 'line' that says which question a row is about. "
-                f"Name it with key; the columns are: {', '.join(table.columns)}."
+                f"Name it with key; the columns are: {', '.join(tables.read_table(path).columns)}."
             )
     elif key not in table.columns:
-        raise InputError(tables.missing_column(path, key, table.columns))
+        raise InputError(tables.missing_column(path, key, tables.read_table(path).columns))
 
     place = {identifier: i for i, identifier in enumerate(ids)}
     if len(place) < len(ids):
-        twice = next(i for i in ids if ids.count(i) > 1)
+        twice = next(identifier for i, identifier in enumerate(ids) if place[identifier] != i)
         raise InputError(
             f"Two questions have the id {twice!r}, so a table cannot say which one it means."
         )
     found = np.full(len(place), -1, dtype=np.int64)
-    seen: set[str] = set()
-    unknown = []
+    unknown: dict[str, None] = {}
     for row, cell in enumerate(table.columns[key]):
         identifier = cell_text(cell)
         if not identifier:
             raise InputError(f"{path}, {table.place(row)}: {key} is empty.")
-        if identifier in seen:
+        i = place.get(identifier)
+        if identifier in unknown or (i is not None and found[i] >= 0):
             raise InputError(f"{path}, {table.place(row)}: {key} {identifier!r} comes twice.")
-        seen.add(identifier)
-        if identifier in place:
-            found[place[identifier]] = row
+        if i is None:
+            unknown[identifier] = None
         else:
-            unknown.append(identifier)
-    if len(unknown) == len(seen):
+            found[i] = row
+    examples = list(islice(unknown, 3))
+    if (found < 0).all():
         raise InputError(
             f"No {key} of {path} is the id of a question. There they are like "
-            f"{', '.join(map(repr, unknown[:3])) or 'nothing, the table is empty'}; the questions "
+            f"{', '.join(map(repr, examples)) or 'nothing, the table is empty'}; the questions "
             f"have {', '.join(map(repr, list(place)[:3]))}."
         )
     notes = []
     if unknown:
         notes.append(
-            f"{len(unknown)} of {len(seen)} rows of {path} are about no question of this set "
-            f"(for instance {key} {unknown[0]!r})."
+            f"{len(unknown)} of {len(table.columns[key])} rows of {path} are about no question of "
+            f"this set (for instance {key} {examples[0]!r})."
         )
     return Joined(table, key, found, notes)
 
@@ -119,11 +126,11 @@ def read_labels(
         InputError: as `join`; no such column; a difficulty that is no finite number; a category
             that is a list or object; no label at all.
     """
-    joined = join(ids, path, key)
-    columns = joined.table.columns
     name = kind if column is None else column
+    joined = join(ids, path, key, [name, "uninformative"])
+    columns = joined.table.columns
     if name not in columns:
-        raise InputError(tables.missing_column(path, name, columns))
+        raise InputError(tables.missing_column(path, name, tables.read_table(path).columns))
     cells = [columns[name][row] if row >= 0 else None for row in joined.row]
     missing = sum(map(tables.is_missing, cells))
     if missing == len(cells):
@@ -136,14 +143,14 @@ def read_labels(
         expected = "a difficulty as a finite number, or an empty cell where there is none"
         values = numbers
     else:
-        fits = np.array([not isinstance(cell, (list, dict)) for cell in cells])
+        fits = np.array([not isinstance(cell, tables.NESTED) for cell in cells])
         expected = "a category as text"
         values = [cell_text(cell) or None for cell in cells]
     if not fits.all():
         i = int(np.argmin(fits))
         raise InputError(
             f"{path}, {joined.table.place(joined.row[i])}, column {name!r}: expected {expected}; "
-            f"found {cells[i]!r}."
+            f"found {shown(cells[i])}."
         )
 
     notes = list(joined.notes)
@@ -167,5 +174,5 @@ def _number(cell: Any) -> float:
     """Return a cell as a number, NaN where it is missing or none."""
     try:
         return math.nan if isinstance(cell, bool) else float(cell)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # 10**400 is an integer, and no float
         return math.nan

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lessonplan.errors import counted
 from lessonplan.labels.endpoint import Endpoint, ask_letters
 from lessonplan.models.rows import (
     Form,
@@ -143,15 +144,15 @@ def endpoint_view(
     unread = sum(bool(np.isnan(p).any()) for p in view.probabilities)
     if missing.any():
         view.notes.append(
-            f"{endpoint.model}: {missing.sum()} letters of {int((missing > 0).sum())} questions "
-            f"were not among its {endpoint.top} likeliest tokens. They count as probability 0 (and "
-            "leave the loss unknown where they are right) and are counted in the column "
-            f"'missing: {endpoint.model}'."
+            f"{endpoint.model}: {counted(int(missing.sum()), 'letter')} of "
+            f"{counted(int((missing > 0).sum()), 'question')} not among its {endpoint.top} "
+            "likeliest tokens: taken as probability 0 (the loss is unknown where the letter is "
+            f"right) and counted in the column 'missing: {endpoint.model}'."
         )
     if unread:
         view.notes.append(
-            f"{endpoint.model}: {unread} questions have no difficulty, because for one rotation of "
-            "their options not a single letter was among the likeliest tokens."
+            f"{endpoint.model}: no difficulty for {counted(unread, 'question')}, because for one "
+            "rotation of the options not a single letter was among the likeliest tokens."
         )
     return View(
         view.model, view.probabilities, view.loss, missing,

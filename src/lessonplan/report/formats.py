@@ -103,13 +103,16 @@ def to_markdown(table: Table) -> str:
     return "\n".join([head, line(rule), *rows, "", safe(table.caption), ""])
 
 
+FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")  # East Asian forms, too
+
+
 def to_csv(table: Table) -> str:
     """Return the data as CSV; text that a spreadsheet would take for a formula gets a ' before."""
 
     def safe(value: Datum) -> str | float | int:
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return ""
-        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        if isinstance(value, str) and value.startswith(FORMULA_STARTS):
             return "'" + value
         return value
 

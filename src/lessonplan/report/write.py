@@ -63,7 +63,7 @@ def write_report(record: Record | Comparison, folder: Path) -> Path:
         files = report_files(record, analyse(record))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as scratch:
         for name, content in files.items():
             (Path(scratch) / name).write_bytes(content)
         for name in files:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lessonplan.errors import InputError, nearest
+from lessonplan.data.tables import check_names, opened, parse_json_lines, python_values
+from lessonplan.errors import InputError, first_line, nearest
 from lessonplan.evaluation.outcomes import Outcome, Record
 from lessonplan.statistics.analysis import ACCURACY, Analysis, analyse
 from lessonplan.statistics.verdict import (
@@ -270,15 +271,14 @@ def _read_file(path: Path) -> dict[str, list[Any]]:
     if not path.is_file():
         raise InputError(f"{path}: no such file.")
     kind = path.suffix.lower()
+    if kind in (".jsonl", ".ndjson"):
+        with opened(path) as file:
+            return parse_json_lines(file, path).columns
     try:
         if kind == ".parquet":
             from pyarrow import parquet
 
             table = parquet.read_table(path)
-        elif kind in (".jsonl", ".ndjson"):
-            from pyarrow import json
-
-            table = json.read_json(path)
         elif kind in (".csv", ".tsv"):
             from pyarrow import csv
 
@@ -288,9 +288,11 @@ def _read_file(path: Path) -> dict[str, list[Any]]:
             raise InputError(
                 f"{path}: expected a file that ends in .csv, .tsv, .jsonl or .parquet."
             )
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as {kind[1:]}: {error}") from error
-    return {str(k): list(v) for k, v in table.to_pydict().items()}
+        names = table.column_names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as {kind[1:]}: {first_line(error)}") from error
+    check_names(names, str(path))
+    return {name: python_values(table, name, path) for name in names}
 
 
 def _require(columns: Mapping[str, Any], name: str, where: str) -> None:
@@ -327,7 +329,7 @@ def _scores(column: list[Any], name: str, where: str) -> FloatArray:
     for row, value in enumerate(column):
         try:
             values[row] = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             values[row] = np.nan
         if not np.isfinite(values[row]):
             raise InputError(f"{where}, row {row + 1}: {name} is {value!r}, expected a number.")

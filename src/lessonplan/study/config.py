@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
+    ByteSize,
     Field,
     ValidationError,
     ValidationInfo,
@@ -17,16 +19,21 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from lessonplan.errors import InputError, nearest
+from lessonplan.errors import InputError, first_line, nearest, shown
 from lessonplan.orders import STRATEGIES, CategoryOrder
 from lessonplan.training.recipe import (
     PAPER_RATES,
     Adapter,
+    Count,
     Recipe,
     Scoring,
     Strict,
     paper_recipe,
 )
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+MOST_VALUES = 100_000  # that a study file stands for, aliases written out
+MOST_SEEDS = 1000  # of `seeds: n`; a larger number is rather a seed itself
 
 
 class DataSpec(Strict):
@@ -37,15 +44,15 @@ class DataSpec(Strict):
         sample: take this many questions at random (drawn from `sample_seed`), in their order.
     """
 
-    data: str
+    data: Annotated[str, Field(min_length=1)]
     name: str = ""
     split: str | None = None
     format: Literal["auto", "medmcqa", "medqa", "lek", "columns"] = "auto"
     columns: dict[str, str | list[str]] | None = None
     answer_base: Literal[0, 1] | None = None
     bad_rows: Literal["error", "drop"] = "error"
-    sample: Annotated[int, Field(ge=1)] | None = None
-    sample_seed: Annotated[int, Field(ge=0)] = 0
+    sample: Count | None = None
+    sample_seed: Seed = 0
 
     @property
     def title(self) -> str:
@@ -62,8 +69,8 @@ class TrainingSpec(DataSpec):
         fold_seed: draws the parts.
     """
 
-    folds: Annotated[int, Field(ge=2)] | None = None
-    fold_seed: Annotated[int, Field(ge=0)] = 0
+    folds: Annotated[int, Field(ge=2, lt=2**31)] | None = None
+    fold_seed: Seed = 0
 
 
 class EndpointSpec(Strict):
@@ -71,11 +78,11 @@ class EndpointSpec(Strict):
 
     api: Literal["completions", "chat"] = "completions"
     key_variable: str | None = None
-    concurrency: Annotated[int, Field(ge=1)] = 8
+    concurrency: Count = 8
     per_minute: Annotated[float, Field(gt=0)] | None = None
     timeout: Annotated[float, Field(gt=0)] = 120.0
-    attempts: Annotated[int, Field(ge=1)] = 6
-    top: Annotated[int, Field(ge=1)] = 20
+    attempts: Count = 6
+    top: Count = 20
 
 
 class ClusterSpec(Strict):
@@ -91,9 +98,9 @@ class ClusterSpec(Strict):
 
     embedder: str = "minilm"
     embed: Literal["question_and_options", "question"] = "question_and_options"
-    trials: Annotated[int, Field(ge=1)] = 30
+    trials: Count = 30
     noise: Literal["nearest", "own"] = "nearest"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
 
 def _listed(value: Any) -> Any:
@@ -216,12 +223,14 @@ class LabelSpecs(Strict):
         names = [value] if isinstance(value, str) else value
         if isinstance(names, list):
             for name in names:
-                if name not in known:
+                if not isinstance(name, str) or name not in known:
                     raise ValueError(
                         f"{name!r} is no {info.field_name} source that is known by its name; "
                         f"there are {', '.join(known)}. Others need their settings: "
                         "name: {column: ...}" + nearest(str(name), known)
                     )
+                if names.count(name) > 1:
+                    raise ValueError(f"{name!r} stands there twice")
             return {name: known[name] for name in names}
         if isinstance(value, dict):
             if any(not str(name).strip() for name in value):
@@ -250,11 +259,11 @@ class ArmSpec(Strict):
 
     strategy: str
     name: str = ""
-    blocks: Annotated[int, Field(ge=1)] | Literal["band"] = 3
-    bands: Annotated[int, Field(ge=1)] | list[float] | None = None
+    blocks: Count | Literal["band"] = 3
+    bands: Count | list[float] | None = None
     category_order: CategoryOrder | list[str | int] = "drawn"
     hardest_first: bool = False
-    repeat: Annotated[int, Field(ge=1)] = 1
+    repeat: Count = 1
 
     @field_validator("strategy")
     @classmethod
@@ -292,6 +301,28 @@ class ModelSpec(Strict):
         return self.name or (Path(self.model).name if "/" in self.model else self.model)
 
 
+class ResourceSpec(Strict):
+    """What a Ray cluster reserves for a run (`lessonplan study --ray`). No result depends on it.
+
+    Attributes:
+        cpus: CPU cores; by default as many as the recipe's threads.
+        gpus: GPUs, or the fraction of one that a run takes; by default one where the recipe's
+            device is a GPU.
+        memory: bytes, or such as "4 GiB"; by default none is reserved.
+    """
+
+    cpus: Annotated[float, Field(gt=0)] | None = None
+    gpus: Annotated[float, Field(ge=0)] | None = None
+    memory: Annotated[ByteSize, Field(gt=0)] | None = None
+
+    @field_validator("gpus")
+    @classmethod
+    def _fraction_or_whole(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and value != int(value):
+            raise ValueError(f"gpus: a fraction of one, or a whole number, not {value}")
+        return value
+
+
 class CheckpointSpec(Strict):
     """Scoring along a run, for learning curves.
 
@@ -301,7 +332,7 @@ class CheckpointSpec(Strict):
     """
 
     at: list[Annotated[float, Field(gt=0, lt=1)]] = [0.25, 0.5, 0.75]
-    questions: Annotated[int, Field(ge=1)] = 64
+    questions: Count = 64
 
 
 def _short(key: str) -> BeforeValidator:
@@ -315,7 +346,11 @@ def _short(key: str) -> BeforeValidator:
 
 
 def _seed_list(value: Any) -> Any:
-    return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    if value > MOST_SEEDS:
+        raise ValueError(f"{shown(value)} seeds are too many; for one seed, write [{shown(value)}]")
+    return list(range(value))
 
 
 class Study(Strict):
@@ -331,6 +366,8 @@ class Study(Strict):
         allow_overlap: train on questions that also stand in an evaluation set.
         workers: processes that do runs side by side. Two of one thread each do more than one of
             two threads; each holds its own copy of the model. No result depends on it.
+        resources: what each run takes of a Ray cluster, which does as many runs side by side as
+            it has room for.
     """
 
     name: str = ""
@@ -342,15 +379,16 @@ class Study(Strict):
     ]
     baseline: str = "random"
     labels: LabelSpecs = LabelSpecs()
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_seed_list)] = [0, 1, 2]
-    order_seed: Annotated[int, Field(ge=0)] | None = None
-    training_seed: Annotated[int, Field(ge=0)] | None = None
+    seeds: Annotated[list[Seed], BeforeValidator(_seed_list)] = [0, 1, 2]
+    order_seed: Seed | None = None
+    training_seed: Seed | None = None
     recipe: Recipe = Recipe()
     scoring: Scoring = Scoring()
     checkpoints: CheckpointSpec = CheckpointSpec()
     keep_adapters: Literal["all", "final", "none"] = "final"
     allow_overlap: bool = False
-    workers: Annotated[int, Field(ge=1)] = 1
+    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    resources: ResourceSpec = ResourceSpec()
 
     @model_validator(mode="before")
     @classmethod
@@ -370,6 +408,9 @@ class Study(Strict):
         for model in given if isinstance(given, list) else [given]:
             spec = model if isinstance(model, dict) else {"model": model}
             own = spec.get("recipe") or {}
+            if not isinstance(own, dict):
+                models.append(spec)  # to be refused with its place
+                continue
             rates = PAPER_RATES.get(str(spec.get("model")), {})
             # What the file says itself counts for more than the preset.
             own = {k: v for k, v in rates.items() if k not in rest} | own
@@ -458,14 +499,15 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         InputError: names the file, line and key, what was found, and what was expected.
     """
     from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.error import MarkedYAMLError
+    from ruamel.yaml.reader import ReaderError
 
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"The study file {path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
-        raise InputError(f"The study file {path} is not UTF-8 text.") from None
+        raise InputError(f"The study file {path} is not UTF-8 text. Save it as UTF-8.") from None
     yaml = YAML()  # round-trip: knows lines, refuses duplicate keys, builds no objects
     try:
         document = yaml.load(text)
@@ -474,14 +516,26 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = (error.problem or "").replace("\n", " ")
         raise InputError(f"{path}{where}: this is not valid YAML: {problem}.") from None
-    except YAMLError as error:
-        raise InputError(f"{path}: this is not valid YAML: {error}") from None
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise InputError(f"{path}, line {line}: this is not YAML: {error.reason}.") from None
+    except RecursionError:
+        raise InputError(f"{path}: the file is nested too deeply.") from None
+    except ValueError as error:  # such as 2001-99-99
+        raise InputError(f"{path}: this is not valid YAML: {first_line(error)}.") from None
+    except Exception:  # ruamel stumbles over its own errors
+        raise InputError(f"{path}: this is not valid YAML; look at its & and !.") from None
     if not isinstance(document, dict):
         raise InputError(f"{path}: a study file must hold keys such as training and evaluation.")
     for override in overrides:
         _override(document, override, yaml)
     try:
-        study = Study.model_validate(_plain(document))
+        study = Study.model_validate(_plain(document, iter(range(MOST_VALUES))))
+    except UnicodeEncodeError as error:
+        half = error.object[error.start : error.end]
+        raise InputError(f"{path}: {half!r} is half a character; mend or remove it.") from None
+    except RecursionError:
+        raise InputError(f"{path}: an anchor (&) stands inside of itself; spell it out.") from None
     except ValidationError as error:
         raise InputError(_explain(path, document, error)) from None
     return _located(study, path)
@@ -492,11 +546,10 @@ def _located(study: Study, path: Path) -> Study:
 
     def beside(name: str) -> str:
         candidate = path.parent / name
-        return (
-            str(candidate.resolve())
-            if candidate.exists() and not Path(name).is_absolute()
-            else name
-        )
+        # Path.exists raises for a name that no file can have.
+        if Path(name).is_absolute() or not os.path.exists(candidate):
+            return name
+        return str(candidate.resolve())
 
     changes: dict[str, Any] = {
         "name": study.name or path.stem,
@@ -539,8 +592,9 @@ def read_label_spec(kind: str, values: dict[str, Any]) -> LabelSpec:
         for problem in error.errors():
             key = ".".join(str(part) for part in problem["loc"][2:])
             message = problem["msg"].removeprefix("Value error, ")
-            found = "" if problem["type"] == "value_error" else f" (found {problem['input']!r})"
-            said.append(f"{key}: {message}{found}" if key else message + found)
+            if problem["type"] != "value_error":
+                message += f" (found {shown(problem['input'])})"
+            said.append(f"{key}: {message}" if key else message)
         raise InputError("; ".join(dict.fromkeys(said))) from None
     return specs["label"]
 
@@ -559,33 +613,40 @@ def dump_study(study: Study) -> str:
 
 
 def _override(document: Any, override: str, yaml: Any) -> None:
-    from ruamel.yaml.error import YAMLError
-
     key, equals, value = override.partition("=")
-    if not equals or not re.fullmatch(r"[\w.]+", key):
+    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
         raise InputError(
             f"--set takes key=value, such as recipe.learning_rate=1e-3, not {override!r}."
         )
     *parents, last = key.split(".")
     place = document
     for parent in parents:
-        place = place.setdefault(parent, {})
+        if place.get(parent) is None:
+            place[parent] = {}
+        place = place[parent]
         if not isinstance(place, dict):
             raise InputError(f"--set {override}: {parent} is not a group of keys.")
     try:
         place[last] = yaml.load(value)
-    except YAMLError:
+    except Exception:  # of any kind, as in `load_study`
         raise InputError(f"--set {override}: {value!r} is not valid YAML.") from None
 
 
-def _plain(value: Any) -> Any:
-    """Turn ruamel's round-trip types into plain ones."""
+def _plain(value: Any, left: Iterator[int]) -> Any:
+    """Turn ruamel's round-trip types into plain ones; refuse more values than are left."""
+    if next(left, None) is None:
+        raise InputError(
+            f"The study file stands for more than {MOST_VALUES:,} values, since its aliases (*) "
+            "repeat each other. Spell them out."
+        )
     if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): _plain(entry, left) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_plain(entry) for entry in value]
+        return [_plain(entry, left) for entry in value]
     if isinstance(value, bool) or value is None:
         return value
+    if isinstance(value, str):
+        value.encode()  # half a character cannot be written down again
     for kind in (int, float, str):
         if isinstance(value, kind):
             return kind(value)
@@ -594,21 +655,31 @@ def _plain(value: Any) -> Any:
 
 def _explain(path: Path, document: Any, error: ValidationError) -> str:
     """Say every problem with its key and line, and suggest the nearest known key."""
-    lines = []
+    expected: dict[str, dict[str, None]] = {}  # by place: a value of several kinds has several
+    found = {}
     for problem in error.errors():
-        location = [part for part in problem["loc"] if not _is_type_name(part)]
+        *outer, last = problem["loc"] or ("",)
+        location = [part for part in outer if not _is_type_name(part)]
+        if problem["type"] == "extra_forbidden" or not _is_type_name(last):
+            location.append(last)
         key = ".".join(str(part) for part in location)
         line = _line(document, location)
         where = f"{path}, line {line}" if line else str(path)
+        where += f": {key}" if key else ""
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "this key is unknown." + nearest(str(location[-1]), _known_keys(location))
         elif problem["type"] == "missing":
             message = "this key is needed."
         elif problem["type"] != "value_error":
-            message += f" (found {problem['input']!r})"
-        lines.append(f"{where}: {key}: {message}" if key else f"{where}: {message}")
-    return "\n".join(dict.fromkeys(lines))
+            if problem["type"] == "model_type":
+                message = "keys with their values are needed here"
+            found[where] = f" (found {shown(problem['input'])})"
+        expected.setdefault(where, {})[message] = None
+    return "\n".join(
+        f"{where}: {'; or: '.join(messages)}{found.get(where, '')}"
+        for where, messages in expected.items()
+    )
 
 
 def _is_type_name(part: int | str) -> bool:
@@ -645,6 +716,7 @@ def _known_keys(location: Sequence[int | str]) -> list[str]:
         "adapter": Adapter,
         "scoring": Scoring,
         "checkpoints": CheckpointSpec,
+        "resources": ResourceSpec,
         "labels": LabelSpecs,
         "endpoint": EndpointSpec,
         "cluster": ClusterSpec,

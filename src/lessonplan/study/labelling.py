@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lessonplan.data.tables import missing_column
-from lessonplan.errors import InputError
+from lessonplan.errors import InputError, counted
 from lessonplan.labels import label_column, read_answers
 from lessonplan.labels.answers import difficulty_from_share
 from lessonplan.labels.clusters import ClusterSettings, cluster
@@ -53,6 +55,33 @@ from lessonplan.training.dynamics import training_dynamics
 from lessonplan.training.recipe import Recipe, Scoring
 
 DYNAMICS = ("confidence", "variability")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model does for a label. It can be pickled and done elsewhere.
+
+    Attributes:
+        model: as the user names it.
+        digest: of its content.
+        recipe: says the threads and the device, among others.
+        call: does it with the model in a folder, tells a watch how it goes, and returns a table.
+    """
+
+    model: str
+    digest: str
+    recipe: Recipe
+    call: Callable[[Path, Watch], pa.Table]
+
+
+# Does tasks, here or elsewhere, and yields their tables in the tasks' order.
+Compute = Callable[[Sequence[Task], Watch], Iterator[pa.Table]]
+
+
+def compute_here(tasks: Sequence[Task], watch: Watch) -> Iterator[pa.Table]:
+    """Do tasks in this process, one after the other."""
+    for task in tasks:
+        yield task.call(resolve(task.model), watch)
 
 
 def label(
@@ -110,6 +139,7 @@ def make_label(
     scoring: Scoring,
     models: Sequence[ModelSpec] = (),
     watch: Watch | None = None,
+    compute: Compute = compute_here,
 ) -> Label:
     """Return a label of a question `Dataset`.
 
@@ -122,6 +152,7 @@ def make_label(
         recipe, scoring: of the study: how models are loaded, tuned and read.
         models: the study's models, which measure difficulty where `spec` names none.
         watch: is told what goes on.
+        compute: does what models that run here (and not behind a server) have to do.
 
     Raises:
         InputError: labels that cannot be had or say nothing; a labelling model that does no better
@@ -142,9 +173,9 @@ def make_label(
     elif spec.measure == "length":
         made = Label("difficulty", text_length(questions), "length of question and options")
     elif spec.measure in DYNAMICS:
-        made = _from_dynamics(spec, questions, folder, recipe, scoring, models, watch)
+        made = _from_dynamics(spec, questions, folder, recipe, scoring, models, watch, compute)
     elif spec.measure is not None:
-        made = _from_views(spec, questions, folder, recipe, scoring, models, watch)
+        made = _from_views(spec, questions, folder, recipe, scoring, models, watch, compute)
     else:
         assert spec.column is not None
         made = column_label(kind, spec.column, questions, name)
@@ -197,6 +228,7 @@ def _from_views(
     scoring: Scoring,
     models: Sequence[ModelSpec],
     watch: Watch,
+    compute: Compute,
 ) -> Label:
     answers = np.asarray(questions["answer"][:], dtype=np.int64)
     chosen = _models(spec, models)
@@ -214,14 +246,15 @@ def _from_views(
         )
     if form != scoring.form:
         scoring = Scoring(form=form)
+    own = [model for model in chosen if parse_endpoint(model.model) is None]
+    seen = iter(_own_views(own, questions, answers, folder, recipe, scoring, watch, compute))
     views = []
     for model in chosen:
         endpoint = parse_endpoint(model.model)
-        if endpoint is not None:
-            views.append(_served_view(endpoint, spec, questions, scoring, watch))
+        if endpoint is None:
+            views.append(next(seen))
         else:
-            own = changed_recipe(recipe, model.recipe)
-            views.append(_own_view(model, questions, answers, folder, own, scoring, watch))
+            views.append(_served_view(endpoint, spec, questions, scoring, watch))
     measure: Any = spec.measure
     each = [measured(view, measure, answers) for view in views]
     details: dict[str, Any] = {}
@@ -267,74 +300,83 @@ def _models(spec: LabelSpec, models: Sequence[ModelSpec]) -> list[ModelSpec]:
     ]
 
 
-def _own_view(
-    model: ModelSpec,
+def _own_views(
+    models: Sequence[ModelSpec],
     questions: Any,
     answers: NDArray[np.int64],
     folder: Path,
     recipe: Recipe,
     scoring: Scoring,
     watch: Watch,
-) -> View:
-    """Score the options with a model that runs here, or take it from an earlier time."""
-    home = resolve(model.model)
-    check_length(home, recipe.max_tokens, model.title)
-    tokenizer = load_tokenizer(home, trust_remote_code=model.trust_remote_code)
-    rows = view_rows(
-        tokenizer,
-        questions,
-        scoring.form,
-        template=scoring.template,
-        max_tokens=recipe.max_tokens,
-    )
+    compute: Compute,
+) -> list[View]:
+    """Score the options with models that run here, or take it from an earlier time."""
     score = "sum" if scoring.form == "letter" else scoring.score
-    identity = {
-        "view": NUMERICS,
-        "model": fingerprint(home),
-        "rows": rows_digest(rows),
-        "answers": answers.tolist(),
-        "score": score,
-        **recipe.model_dump(include={"dtype", "quantization", "device", "threads"}),
-    }
-    file = folder / f"view-{digest(identity)}.parquet"
-    if not file.is_file():
-        view = _score(model, home, rows, answers, recipe, scoring.form, score, watch)
-        write_table(
-            file,
-            pa.table(
-                {
-                    "id": questions["id"][:],
-                    "probabilities": [p.tolist() for p in view.probabilities],
-                    "loss": view.loss,
-                }
-            ),
+    tasks: list[tuple[Path, Task]] = []
+    notes: list[list[str]] = []
+    for model in models:
+        own = changed_recipe(recipe, model.recipe)
+        home = resolve(model.model)
+        check_length(home, own.max_tokens, model.title)
+        tokenizer = load_tokenizer(home, trust_remote_code=model.trust_remote_code)
+        rows = view_rows(
+            tokenizer,
+            questions,
+            scoring.form,
+            template=scoring.template,
+            max_tokens=own.max_tokens,
         )
-    kept = read_table(file)
-    cut = sum(row.cut > 0 for row in rows)
-    return View(
-        model.title,
-        [np.array(p) for p in kept["probabilities"].to_pylist()],
-        kept["loss"].to_numpy(),
-        np.zeros(len(kept), dtype=np.int64),
-        notes=[
-            f"{cut} questions are longer than {recipe.max_tokens} tokens of {model.title} and lost "
-            "their beginning."
-        ]
-        if cut
-        else [],
-    )
+        identity = {
+            "view": NUMERICS,
+            "model": fingerprint(home),
+            "rows": rows_digest(rows),
+            "answers": answers.tolist(),
+            "score": score,
+            **own.model_dump(include={"dtype", "quantization", "device", "threads"}),
+        }
+        call = partial(_score, model, questions["id"][:], rows, answers, own, scoring.form, score)
+        file = folder / f"view-{digest(identity)}.parquet"
+        tasks.append((file, Task(model.model, fingerprint(home), own, call)))
+        cut = sum(row.cut > 0 for row in rows)
+        notes.append(
+            [
+                f"{counted(cut, 'question')} longer than {own.max_tokens} tokens of {model.title} "
+                "lost the beginning."
+            ]
+            if cut
+            else []
+        )
+    return [
+        View(
+            model.title,
+            [np.array(p) for p in table["probabilities"].to_pylist()],
+            table["loss"].to_numpy(),
+            np.zeros(len(table), dtype=np.int64),
+            notes=said,
+        )
+        for model, table, said in zip(models, _kept(tasks, watch, compute), notes, strict=True)
+    ]
+
+
+def _kept(tasks: Sequence[tuple[Path, Task]], watch: Watch, compute: Compute) -> list[pa.Table]:
+    """Return the tables in files. Those that are not there yet are made."""
+    lacking = {file: task for file, task in tasks if not file.is_file()}
+    for file, table in zip(lacking, compute(list(lacking.values()), watch), strict=True):
+        write_table(file, table)
+    return [read_table(file) for file, _ in tasks]
 
 
 def _score(
     model: ModelSpec,
-    home: Path,
+    ids: list[str],
     rows: Any,
     answers: NDArray[np.int64],
     recipe: Recipe,
     form: Literal["cloze", "letter"],
     score: str,
+    home: Path,
     watch: Watch,
-) -> View:
+) -> pa.Table:
     import torch
 
     from lessonplan.models.engine import Engine
@@ -347,9 +389,9 @@ def _score(
         device=recipe.device,
         trust_remote_code=model.trust_remote_code,
     )
-    engine = Engine(loaded.network)
+    engine = Engine(loaded.network, longest=recipe.max_tokens)
     text = f"difficulty by {model.title}"
-    return local_view(
+    view = local_view(
         engine,
         rows,
         answers,
@@ -358,6 +400,8 @@ def _score(
         name=model.title,
         on_rows=_counter(watch, text, len(rows)),
     )
+    probabilities = [p.tolist() for p in view.probabilities]
+    return pa.table({"id": ids, "probabilities": probabilities, "loss": view.loss})
 
 
 def _served_view(
@@ -389,11 +433,12 @@ def _from_dynamics(
     scoring: Scoring,
     models: Sequence[ModelSpec],
     watch: Watch,
+    compute: Compute,
 ) -> Label:
     if spec.form is not None and spec.form != scoring.form:
         scoring = Scoring(form=spec.form)
     answers = questions["answer"][:]
-    found = []
+    tasks = []
     chosen = _models(spec, models)
     for model in chosen:
         if parse_endpoint(model.model) is not None:
@@ -402,9 +447,10 @@ def _from_dynamics(
                 f"{model.model} does not."
             )
         own = changed_recipe(recipe, model.recipe)
+        content = fingerprint(resolve(model.model))
         identity = {
             "dynamics": NUMERICS,
-            "model": fingerprint(resolve(model.model)),
+            "model": content,
             "questions": questions["question"][:],
             "options": questions["options"][:],
             "answers": answers[:],
@@ -412,23 +458,10 @@ def _from_dynamics(
             "scoring": scoring.model_dump(),
         }
         file = folder / f"dynamics-{digest(identity)}.parquet"
-        if not file.is_file():
-            text = f"fine-tuning {model.title} once, to see what it finds hard"
-            total = len(questions) * own.epochs
-
-            def on_step(seen: int, text: str = text, total: int = total) -> None:
-                watch.progress(text, seen, total)
-
-            right = training_dynamics(
-                questions,
-                model.model,
-                recipe=own,
-                scoring=scoring,
-                trust_remote_code=model.trust_remote_code,
-                on_step=on_step,
-            )
-            write_table(file, pa.table({"id": questions["id"][:], "right": list(right.T)}))
-        found.append(np.array(read_table(file)["right"].to_pylist()).T)
+        call = partial(_watch_tuning, model, questions, own, scoring)
+        tasks.append((file, Task(model.model, content, own, call)))
+    tables = _kept(tasks, watch, compute)
+    found = [np.array(table["right"].to_pylist()).T for table in tables]
     pairs = [cartography(right) for right in found]
     confidence = np.mean([c for c, _ in pairs], axis=0)
     variability = np.mean([v for _, v in pairs], axis=0)
@@ -443,6 +476,22 @@ def _from_dynamics(
         + " and ".join(model.title for model in chosen),
         details={"confidence": confidence, "variability": variability},
     )
+
+
+def _watch_tuning(
+    model: ModelSpec, questions: Any, recipe: Recipe, scoring: Scoring, home: Path, watch: Watch
+) -> pa.Table:
+    text = f"fine-tuning {model.title} once, to see what it finds hard"
+    total = len(questions) * recipe.epochs
+    right = training_dynamics(
+        questions,
+        str(home),
+        recipe=recipe,
+        scoring=scoring,
+        trust_remote_code=model.trust_remote_code,
+        on_step=lambda seen: watch.progress(text, seen, total),
+    )
+    return pa.table({"id": questions["id"][:], "right": list(right.T)})
 
 
 # By clustering

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lessonplan import orders
 from lessonplan.data import folds, overlap, read_questions, sample
-from lessonplan.errors import InputError
+from lessonplan.errors import InputError, counted
 from lessonplan.evaluation.predict import Unconditional, scoring_rows
 from lessonplan.labels.label import KINDS, Kind, Label
 from lessonplan.models import NUMERICS
@@ -48,7 +48,7 @@ from lessonplan.study.config import (
     model_recipe,
 )
 from lessonplan.study.files import digest
-from lessonplan.study.labelling import column_label, make_label
+from lessonplan.study.labelling import Compute, column_label, compute_here, make_label
 from lessonplan.study.watch import Watch
 from lessonplan.training.recipe import Recipe
 
@@ -128,10 +128,27 @@ class Run:
     training_seed: int
     evaluations: tuple[Evaluation, ...]
 
+    @property
+    def title(self) -> str:
+        """Model, arm, seed and fold, as messages name the run."""
+        return run_title(self.model, self.arm, self.seed, self.fold)
+
+
+def run_title(model: str, arm: str, seed: int, fold: int | None) -> str:
+    """Return what messages call a run."""
+    seeded = "" if arm == UNTUNED else f", seed {seed}"
+    return f"{model}, {arm}{seeded}" + ("" if fold is None else f", fold {fold}")
+
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """One model of the study and all that it has to do."""
+    """One model of the study and all that it has to do.
+
+    Attributes:
+        rows: by name of the question set.
+        problem: why the model cannot be had; then it has neither folder, digest nor rows, and its
+            runs are there to fail.
+    """
 
     spec: ModelSpec
     recipe: Recipe
@@ -139,6 +156,7 @@ class ModelPlan:
     digest: str
     rows: dict[str, RowSet]
     runs: list[Run]
+    problem: InputError | None = None
 
 
 @dataclass(frozen=True)
@@ -156,17 +174,23 @@ class Plan:
         return [run for model in self.models for run in model.runs]
 
 
-def make_plan(study: Study, labels: Path | None = None, watch: Watch | None = None) -> Plan:
+def make_plan(
+    study: Study,
+    labels: Path | None = None,
+    watch: Watch | None = None,
+    compute: Compute = compute_here,
+) -> Plan:
     """Read the data of a study, make its labels and lay out its runs.
 
     Args:
         study: the study.
         labels: folder in which labels that cost time are kept; by default one in the user's cache.
         watch: is told how labelling goes.
+        compute: does what models have to do for labels, by default in this process.
 
     Raises:
-        InputError: data, labels or models that cannot be used; text that stands in both a training
-            and an evaluation set, unless the study allows it.
+        InputError: data or labels that cannot be used; no model at all that can be had; text that
+            stands in both a training and an evaluation set, unless the study allows it.
     """
     names = [name for name, _, _ in arms(study)]
     if study.baseline not in names:
@@ -175,11 +199,14 @@ def make_plan(study: Study, labels: Path | None = None, watch: Watch | None = No
             f"{', '.join(names)}."
         )
     labels, watch = labels or cache_folder() / "labels", watch or Watch()
-    training = [_training_set(spec, study, labels, watch) for spec in study.training]
+    training = [_training_set(spec, study, labels, watch, compute) for spec in study.training]
     evaluation = [_evaluation_set(spec) for spec in study.evaluation]
     notes = [note for questions in training + evaluation for note in questions.notes]
     notes += _overlaps(study, training, evaluation)
     models = [_model_plan(study, spec, training, evaluation, notes) for spec in study.models]
+    problems = [model.problem for model in models if model.problem]
+    if len(problems) == len(models):
+        raise problems[0]
     return Plan(study, training, evaluation, models, list(dict.fromkeys(notes)))
 
 
@@ -188,7 +215,9 @@ def held_out_name(training: str) -> str:
     return f"{training} (held out)"
 
 
-def _training_set(spec: TrainingSpec, study: Study, folder: Path, watch: Watch) -> QuestionSet:
+def _training_set(
+    spec: TrainingSpec, study: Study, folder: Path, watch: Watch, compute: Compute
+) -> QuestionSet:
     sources = [(kind, source, label) for kind in KINDS for source, label in _sources(study, kind)]
     asked = [
         name
@@ -203,6 +232,7 @@ def _training_set(spec: TrainingSpec, study: Study, folder: Path, watch: Watch) 
         found = make_label(
             kind, label, questions, name=f"{spec.title}, {kind} {source!r}", folder=folder,
             recipe=study.recipe, scoring=study.scoring, models=study.models, watch=watch,
+            compute=compute,
         )  # fmt: skip
         notes += [f"{spec.title}, {kind} {source!r}: {note}" for note in found.notes]
         made[kind, source] = found
@@ -269,12 +299,13 @@ def _overlaps(
         both = overlap(trained.questions, evaluated.questions)
         if both and not study.allow_overlap:
             raise InputError(
-                f"{len(both)} questions of {evaluated.name} also stand in the training set "
-                f"{trained.name} (the first is {both[0]}), so accuracy there would be inflated. "
+                f"The training set {trained.name} also holds {counted(len(both), 'question')} of "
+                f"{evaluated.name} (the first is {both[0]}), so accuracy there would be inflated. "
                 "Take them out, or set allow_overlap: true."
             )
         if both:
-            notes.append(f"{len(both)} questions of {evaluated.name} also stand in {trained.name}.")
+            held = counted(len(both), "question")
+            notes.append(f"{trained.name} also holds {held} of {evaluated.name}.")
     return notes
 
 
@@ -312,16 +343,20 @@ def _model_plan(
     notes: list[str],
 ) -> ModelPlan:
     recipe = model_recipe(study, spec)
-    folder = resolve(spec.model)
-    tokenizer = load_tokenizer(folder, trust_remote_code=spec.trust_remote_code)
+    try:
+        folder = resolve(spec.model)
+        tokenizer = load_tokenizer(folder, trust_remote_code=spec.trust_remote_code)
+    except InputError as problem:
+        runs = list(_doomed_runs(study, spec, training, evaluation))
+        return ModelPlan(spec, recipe, Path(), "", {}, runs, problem)
     check_length(folder, recipe.max_tokens, spec.title)
     rows = {s.name: _row_set(study, recipe, tokenizer, s) for s in training + evaluation}
     for row_set in rows.values():
         cut = sum(row.cut > 0 for row in row_set.score)
         if cut:
             notes.append(
-                f"{row_set.questions.name}: {cut} questions are longer than {recipe.max_tokens} "
-                f"tokens of {spec.title} and lost their beginning."
+                f"{row_set.questions.name}: {counted(cut, 'question')} longer than "
+                f"{recipe.max_tokens} tokens of {spec.title} lost the beginning."
             )
     model = ModelPlan(spec, recipe, folder, fingerprint(folder), rows, [])
     model.runs.append(_untuned_run(study, model, training, evaluation))
@@ -432,6 +467,32 @@ def _untuned_run(
         digest(identity), model.spec.title, "", UNTUNED, UNTUNED, {}, 0, None, None, 0,
         tuple(evaluations),
     )  # fmt: skip
+
+
+def _doomed_runs(
+    study: Study, spec: ModelSpec, training: list[QuestionSet], evaluation: list[QuestionSet]
+) -> Iterator[Run]:
+    """Yield the tunings of a model that cannot be had, so that their absence shows.
+
+    What they would read is unknown, so their ids stand for their names alone.
+    """
+    for questions, (name, arm, sources), seed in itertools.product(
+        training, arms(study), study.seeds
+    ):
+        folds = [None] if questions.fold is None else range(int(questions.fold.max()) + 1)
+        scored = [(q.name, q.name) for q in evaluation]
+        if questions.fold is not None:
+            scored.insert(0, (held_out_name(questions.name), questions.name))
+        for fold in folds:
+            run_id = digest([spec.title, questions.name, name, seed, fold])
+            evaluations = tuple(
+                Evaluation(digest([run_id, of]), of, source, "final", np.arange(0), ())
+                for of, source in scored
+            )
+            yield Run(
+                run_id, spec.title, questions.name, name, arm.strategy, sources,
+                seed, fold, None, seed, evaluations,
+            )  # fmt: skip
 
 
 def _numerics(model: ModelPlan) -> dict[str, Any]:

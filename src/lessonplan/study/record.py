@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lessonplan.evaluation.outcomes import (
@@ -22,8 +24,8 @@ from lessonplan.evaluation.outcomes import (
 from lessonplan.evaluation.scores import weighted_f1
 from lessonplan.models.scores import option_scores
 from lessonplan.study.files import read_json, read_table
-from lessonplan.study.plan import UNTUNED, elsewhere, held_out_name
-from lessonplan.study.store import TUNING, Folder, open_folder
+from lessonplan.study.plan import UNTUNED, elsewhere, held_out_name, run_title
+from lessonplan.study.store import TUNING, Folder, check_runs, open_folder
 
 RunRecord = dict[str, Any]
 
@@ -32,10 +34,11 @@ def read_record(path: Path) -> Record:
     """Read a study folder, finished or not.
 
     Raises:
-        InputError: no study there, or a file of it is broken; names the file.
+        InputError: no study there, or a file of it is broken or not as it was written; names it.
     """
     folder = open_folder(path)
     plan = read_json(folder.plan_file)
+    check_runs(folder, (run["id"] for run in plan["runs"]), adapters=False)
     tuned = [run for run in plan["runs"] if run["arm"] != UNTUNED]
     done = [run for run in plan["runs"] if folder.has_tuning(run["id"])]
     details = {run["id"]: read_json(folder.tuning(run["id"]) / TUNING) for run in done}
@@ -48,7 +51,7 @@ def read_record(path: Path) -> Record:
         label_sources=[_label_source(entry, data[entry["training"]]) for entry in plan["labels"]],
         config=folder.study_file.read_text(encoding="utf-8"),
         recipe=_recipe_words(plan),
-        versions=_versions(details),
+        versions=_versions(folder, done, details),
         notes=plan["notes"],
         runs_done=sum(folder.has_result(run) for run in tuned),
         runs_planned=len(tuned),
@@ -88,11 +91,19 @@ def _outcome(
     chosen = {arm: np.full(values.shape, -1) for arm, values in arms.items()}
     along: dict[str, list[tuple[int, pa.Table]]] = defaultdict(list)
     finals: dict[str, int] = {}
+    # Folds make one result together: where one lacks, the others are no run to be compared.
+    gaps = {
+        (run["arm"], run["seed"])
+        for run in runs
+        for e in run["evaluations"]
+        if (e["of"], e["kind"]) == (name, "final") and not folder.has_evaluation(run["id"], e["id"])
+    }
     for run in runs:
         row = seeds.index(run["seed"])
         for evaluation in run["evaluations"]:
             file = folder.evaluation(run["id"], evaluation["id"])
-            if evaluation["of"] != name or not file.is_file():
+            lacks = (run["arm"], run["seed"]) in gaps or not file.is_file()
+            if evaluation["of"] != name or lacks:
                 continue
             table = read_table(file)
             if evaluation["kind"] == "final":
@@ -330,11 +341,20 @@ def _recipe_words(plan: dict[str, Any]) -> dict[str, Any]:
     return words
 
 
-def _versions(details: dict[str, RunRecord]) -> dict[str, list[str]]:
+def _versions(
+    folder: Folder, done: list[RunRecord], details: dict[str, RunRecord]
+) -> dict[str, list[str]]:
     found: dict[str, set[str]] = defaultdict(set)
-    for detail in details.values():
-        for name, version in detail["versions"].items():
+    used = [detail["versions"] for detail in details.values()]
+    for run in done:
+        for evaluation in run["evaluations"]:
+            file = folder.evaluation(run["id"], evaluation["id"])
+            if file.is_file():
+                used.append(json.loads(pq.read_schema(file).metadata[b"versions"]))
+    for versions in used:
+        for name, version in versions.items():
             found[name].add(version)
+    for detail in details.values():
         found["Python"].add(detail["machine"]["python"])
         found["engine numerics"].add(str(detail["numerics"]))
     return {name: sorted(versions) for name, versions in found.items()}
@@ -355,6 +375,6 @@ def _gap(folder: Folder, run: RunRecord) -> str:
     failure = folder.failure(run["id"])
     if failure.is_file():
         return str(read_json(failure)["reason"])
-    where = "" if run["fold"] is None else f", fold {run['fold']}"
+    title = run_title(run["model"], run["arm"], run["seed"], run["fold"])
     lacking = "not scored on every set yet" if folder.has_tuning(run["id"]) else "not run yet"
-    return f"{run['model']}, {run['arm']}, seed {run['seed']}{where}: {lacking}"
+    return f"{title}: {lacking}"

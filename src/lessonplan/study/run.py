@@ -1,4 +1,4 @@
-"""Doing what a study lacks: in this process, or in several side by side."""
+"""Doing what a study lacks: in this process, in several side by side, or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -10,41 +10,74 @@ import signal
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lessonplan.errors import InputError
+from lessonplan.study.changes import changes
 from lessonplan.study.config import Study
+from lessonplan.study.labelling import compute_here
 from lessonplan.study.plan import Plan, Run, make_plan
-from lessonplan.study.store import Folder, begin, claim, locked
+from lessonplan.study.store import Folder, begin, check_runs, claim, locked, remove_broken
 from lessonplan.study.watch import Watch
 from lessonplan.study.work import ModelWork, cost, missing
 
+if TYPE_CHECKING:
+    from lessonplan.study.on_ray import Cluster
 
-def run_study(study: Study, path: Path, watch: Watch | None = None) -> Plan:
+
+def run_study(
+    study: Study,
+    path: Path,
+    watch: Watch | None = None,
+    *,
+    repair: bool = False,
+    ray: str | None = None,
+) -> Plan:
     """Run what a study folder lacks, and nothing else.
 
     A run is written under its final name only when whole, so at any moment the process may be
     killed; the next start goes on with what is missing. A run that fails is written down under
     ``failures/`` with its reason, and tried again at the next start.
 
+    Args:
+        study: the study.
+        path: its folder.
+        watch: is told how it goes.
+        repair: remove and redo finished runs of which a file is not as it was written.
+        ray: do the runs, and what models do for labels, on the Ray cluster at this address;
+            "local" starts one on this machine. See `lessonplan.study.on_ray`.
+
     Raises:
         InputError: bad data, labels, models or settings; a folder that holds another study or that
-            another process works in.
+            another process works in; a finished run that needs `repair`; a Ray cluster that cannot
+            be reached or has too little room.
+        OSError: the disk is full or fails. Finished runs are kept.
     """
     watch = watch or Watch()
     folder = Folder(path)
-    with locked(folder):
+    with locked(folder), _cluster(ray, study) as cluster:
         watch.say("reading questions, labels and tokens")
         claim(folder, study.name)
-        plan = make_plan(study, folder.labels, watch)
-        begin(folder, plan)
+        plan = make_plan(study, folder.labels, watch, cluster.compute if cluster else compute_here)
         # Two arms can come to the same order (with one category, say): then they share one run.
         runs = {run.id: run for run in plan.runs}
+        watch.say("checking finished runs")
+        if repair:
+            for note in remove_broken(folder, runs):
+                watch.note(note)
+        else:
+            check_runs(folder, runs)
+        for note in changes(folder, plan):
+            watch.note(note)
+        begin(folder, plan)
         lacking = [run for run in runs.values() if missing(folder, run)]
         work = sum(cost(folder, run) for run in lacking)
         watch.begin(len(runs), len(runs) - len(lacking), work)
+        if cluster:
+            cluster.do_runs(plan, lacking, folder, watch)
+            return plan
         with _shared_states(folder) as shared:
             workers = min(study.workers, len(lacking))
             if workers > 1:
@@ -52,6 +85,14 @@ def run_study(study: Study, path: Path, watch: Watch | None = None) -> Plan:
             else:
                 _in_this_process(plan, (run.id for run in lacking), folder, shared, watch)
         return plan
+
+
+def _cluster(address: str | None, study: Study) -> AbstractContextManager[Cluster | None]:
+    if address is None:
+        return nullcontext()
+    from lessonplan.study.on_ray import connected
+
+    return connected(address, study)
 
 
 @contextmanager
@@ -107,6 +148,8 @@ def _in_processes(
                 ended += 1
             elif kind == "input error":
                 raise InputError(*values)
+            elif kind == "disk":
+                raise OSError(*values)
             elif kind == "crashed":
                 raise RuntimeError(*values)
             elif kind == "lost":
@@ -165,6 +208,8 @@ def _worker(plan: Plan, folder: Folder, shared: Path, tasks: Any, news: Any) -> 
         news.put(("ended",))
     except InputError as error:
         news.put(("input error", str(error)))
+    except OSError as error:
+        news.put(("disk", error.errno, error.strerror or str(error), error.filename))
     except BaseException:
         news.put(("crashed", traceback.format_exc()))
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from lessonplan.errors import InputError
+from lessonplan.study.checksums import faults
 from lessonplan.study.config import dump_study
 from lessonplan.study.files import slug, write_table, write_text
 from lessonplan.study.plan import Plan, QuestionSet
@@ -32,6 +33,7 @@ class Folder:
     data/<set>.parquet                      the questions and their labels
     labels/                                 what labels were made from, by content
     tunings/<id>/tuning.json                what was run, how it went
+    tunings/<id>/SHA256SUMS                 checksums of all other files of the run
     tunings/<id>/order.parquet              what the model saw when
     tunings/<id>/adapter/                   PEFT format
     tunings/<id>/evaluations/<id>.parquet   log-likelihoods and choices
@@ -98,6 +100,48 @@ def open_folder(path: Path) -> Folder:
     return folder
 
 
+def check_runs(folder: Folder, run_ids: Iterable[str], *, adapters: bool = True) -> None:
+    """Make sure that the files of finished runs are as they were written.
+
+    Args:
+        adapters: check the adapters as well; a report does not read them.
+
+    Raises:
+        InputError: names those that are not, and says what to do.
+    """
+    broken = _broken_runs(folder, run_ids, adapters)
+    if not broken:
+        return
+    said = [fault for found in broken.values() for fault in found]
+    more = f" And {len(said) - 5} more." if len(said) > 5 else ""
+    raise InputError(
+        f"{' '.join(said[:5])}{more} Put back what was there, or run the study with --repair "
+        f"(`lessonplan study FILE -o {folder.path} --repair`) to remove and redo "
+        f"{'the run' if len(broken) == 1 else f'the {len(broken)} runs'} concerned."
+    )
+
+
+def remove_broken(folder: Folder, run_ids: Iterable[str]) -> list[str]:
+    """Remove finished runs whose files are not as they were written; say which and why."""
+    broken = _broken_runs(folder, run_ids)
+    for run_id in broken:
+        # All of it or, if killed, none: a half is cleared away by the next start.
+        scratch = folder.tuning(run_id).with_name(f".writing-{os.getpid()}-removed")
+        folder.tuning(run_id).rename(scratch)
+        shutil.rmtree(scratch)
+    return [f"{' '.join(found)} The run is done again." for found in broken.values()]
+
+
+def _broken_runs(
+    folder: Folder, run_ids: Iterable[str], adapters: bool = True
+) -> dict[str, list[str]]:
+    return {
+        run_id: found
+        for run_id in dict.fromkeys(run_ids)
+        if folder.has_tuning(run_id) and (found := faults(folder.tuning(run_id), adapters=adapters))
+    }
+
+
 @contextmanager
 def locked(folder: Folder) -> Iterator[None]:
     """Hold a study folder, so that no second process writes to it.
@@ -134,7 +178,7 @@ def claim(folder: Folder, name: str) -> None:
         InputError: the folder holds another study, or files that are none.
     """
     if folder.study_file.is_file():
-        held = _study_name(folder.study_file)
+        held = held_settings(folder).get("name")
         if held != name:
             raise InputError(
                 f"{folder.path} holds another study ({held!r}, not {name!r}). Give another folder "
@@ -169,6 +213,10 @@ def begin(folder: Folder, plan: Plan) -> None:
     for questions in plan.training + plan.evaluation:
         write_table(folder.data(questions.name), _question_table(questions))
     write_text(folder.plan_file, json.dumps(_plan_record(plan), indent=1, ensure_ascii=False))
+    asked = {run.id for run in plan.runs}
+    for file in (folder.path / "failures").glob("*.json"):
+        if file.stem not in asked:
+            file.unlink()
 
 
 def _question_table(questions: QuestionSet) -> pa.Table:
@@ -220,15 +268,22 @@ def _plan_record(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _study_name(path: Path) -> str | None:
+def held_settings(folder: Folder) -> dict[str, Any]:
+    """Return what study.yaml holds, as the last start wrote it.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
-        held = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        held = YAML(typ="safe").load(folder.study_file.read_text(encoding="utf-8"))
     except (YAMLError, ValueError, OSError):
-        raise InputError(f"{path} cannot be read. Give another folder with -o.") from None
-    return held.get("name") if isinstance(held, dict) else None
+        held = None
+    if not isinstance(held, dict):
+        raise InputError(f"{folder.study_file} cannot be read. Give another folder with -o.")
+    return held
 
 
 def _read_text(path: Path) -> str:

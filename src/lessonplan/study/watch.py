@@ -12,6 +12,9 @@ class Watch:
     def progress(self, text: str, done: int, total: int) -> None:
         """So much of a task before the runs, such as labelling, is done."""
 
+    def note(self, text: str) -> None:
+        """The user should know this of the study or its folder, before the runs begin."""
+
     def say(self, text: str) -> None:
         """What is going on now."""
 

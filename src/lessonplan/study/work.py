@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from lessonplan.errors import InputError, without_secrets
 from lessonplan.evaluation.predict import predictions, primary
 from lessonplan.models import NUMERICS
 from lessonplan.models.rows import Row, rows_digest
-from lessonplan.study.files import new_folder, write_table, write_text
+from lessonplan.study.checksums import add_sum, write_sums
+from lessonplan.study.files import naming, new_file, new_folder, write_table, write_text
 from lessonplan.study.plan import Evaluation, ModelPlan, Plan, Run
 from lessonplan.study.store import TUNING, Folder
 from lessonplan.study.watch import Watch
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from lessonplan.training.tune import TuningLog
 
 LIBRARIES = ("lessonplan", "torch", "transformers", "peft", "numpy", "datasets", "pyarrow")
+# What ends one run and leaves the others to go on. A CUDA device out of memory is a RuntimeError.
+FAILURES = (RuntimeError, MemoryError, InputError)
 # Scoring a question costs about this share of training on it (no backward pass).
 SCORING_COST = 0.4
 
@@ -53,6 +58,12 @@ def cost(folder: Folder, run: Run) -> float:
     return trained + SCORING_COST * sum(e.cost for e in missing(folder, run))
 
 
+def write_failure(folder: Folder, run: Run, reason: str) -> None:
+    """Write down why a run failed, until it is tried again."""
+    told = {"id": run.id, "reason": without_secrets(reason)}
+    write_text(folder.failure(run.id), json.dumps(told))
+
+
 def _adapter(folder: Folder, run: Run, seen: int) -> Path:
     """Return where the adapter after so many questions is kept."""
     assert run.order is not None
@@ -63,6 +74,8 @@ def _adapter(folder: Folder, run: Run, seen: int) -> Path:
 class ModelWork:
     """One model in memory with its adapter and the hidden states that all its runs share.
 
+    The model is loaded for the first run. If that fails, all its runs fail for the same reason.
+
     Args:
         shared: folder for hidden states, which all workers of a study read.
     """
@@ -70,36 +83,48 @@ class ModelWork:
     def __init__(
         self, plan: Plan, model: ModelPlan, folder: Folder, shared: Path, watch: Watch
     ) -> None:
-        from lessonplan.training.train import prepare
-
         self.plan, self.model, self.folder = plan, model, folder
         self.shared, self.watch = shared, watch
-        watch.say(f"loading {model.spec.title}")
-        _, self.engine, self.adapter = prepare(
-            str(model.folder),
-            model.recipe,
-            trust_remote_code=model.spec.trust_remote_code,
-        )
+        self.engine: Any = None
+        self.adapter: Any = None
         self._hidden: dict[str, Any] = {}
+        self._problem = model.problem
+
+    def _load(self) -> None:
+        from lessonplan.training.train import prepare
+
+        if self._problem is not None:
+            raise self._problem
+        self.watch.say(f"loading {self.model.spec.title}")
+        _, self.engine, self.adapter = prepare(
+            str(self.model.folder),
+            self.model.recipe,
+            trust_remote_code=self.model.spec.trust_remote_code,
+        )
 
     def do(self, run: Run) -> None:
-        """Do what one run lacks. If it fails, write down why; the others can go on."""
-        from lessonplan.training.tune import TuningError
+        """Do what one run lacks. If it fails, write down why; the others can go on.
 
-        seed = "" if run.order is None else f", seed {run.seed}"
-        self.watch.say(f"{run.model}, {run.arm}{seed}")
-        failure = self.folder.failure(run.id)
+        Raises:
+            OSError: the disk is full or fails; no other run would fare better.
+        """
         try:
+            if self.engine is None:
+                self._load()
+            self.watch.say(run.title)
             if self.folder.has_tuning(run.id):
                 self._evaluate_again(run)
             else:
                 self._tune_and_evaluate(run)
-        except (TuningError, MemoryError, RuntimeError) as error:
-            text = f"{run.model}, {run.arm}{seed}: {type(error).__name__}: {error}"
-            write_text(failure, json.dumps({"id": run.id, "reason": text}))
+        except FAILURES as error:
+            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+            if self.engine is None:
+                self._problem = InputError(f"{kind}{error}")
+            text = f"{run.title}: {kind}{error}"
+            write_failure(self.folder, run, text)
             self.watch.failed(text)
         else:
-            failure.unlink(missing_ok=True)
+            self.folder.failure(run.id).unlink(missing_ok=True)
             self.watch.run_done()
 
     def _tune_and_evaluate(self, run: Run) -> None:
@@ -159,13 +184,14 @@ class ModelWork:
             for evaluation in run.evaluations:
                 write_table(
                     scratch / "evaluations" / f"{evaluation.id}.parquet",
-                    pa.concat_tables(tables[evaluation.id]),
+                    _joined(tables[evaluation.id]),
                 )
             seconds = time.perf_counter() - started
             write_text(
                 scratch / TUNING,
                 json.dumps(self._record(run, log, seconds, spent["scoring"]), indent=1),
             )
+            write_sums(scratch)
 
     def _tune(
         self, run: Run, checkpoint: Callable[[int], None], step: Callable[[int], None]
@@ -226,7 +252,10 @@ class ModelWork:
                         f"anew. Delete {self.folder.tuning(run.id)} to have it tuned again."
                     )
                 parts.append(self._score(evaluation, seen))
-            write_table(self.folder.evaluation(run.id, evaluation.id), pa.concat_tables(parts))
+            file = self.folder.evaluation(run.id, evaluation.id)
+            with new_file(file) as scratch:
+                pq.write_table(_joined(parts), scratch)
+                add_sum(self.folder.tuning(run.id), f"evaluations/{file.name}", scratch)
 
     def _lower(self, rows: Sequence[Row] | None) -> Any:
         """Return the lower layers' output for a set of rows, computed once for all runs."""
@@ -234,7 +263,8 @@ class ModelWork:
             return None
         key = f"{self.model.digest[:16]}-{self.engine.keep_below}-{rows_digest(rows)[:16]}"
         if key not in self._hidden:
-            self._hidden[key] = self.engine.lower(rows, self.shared / key)
+            with naming(self.shared):
+                self._hidden[key] = self.engine.lower(rows, self.shared / key)
         return self._hidden[key]
 
     def _score(self, evaluation: Evaluation, seen: int) -> pa.Table:
@@ -287,12 +317,21 @@ class ModelWork:
                 "kept_layers": self.engine.keep_below,
             },
             "numerics": NUMERICS,
-            "versions": {name: version(name) for name in LIBRARIES},
+            "versions": _versions(),
             "machine": {"processor": processor(), "python": platform.python_version()},
             "seconds": round(seconds, 3),
             "scoring_seconds": round(scoring, 3),
             **log,
         }
+
+
+def _joined(parts: list[pa.Table]) -> pa.Table:
+    """Return one evaluation, with the versions that made it: it can be later than its tuning."""
+    return pa.concat_tables(parts).replace_schema_metadata({"versions": json.dumps(_versions())})
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in LIBRARIES}
 
 
 def processor() -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lessonplan.errors import InputError, nearest
+from lessonplan.errors import InputError, nearest, shown
 
 # The recipes of Yang et al. (2024), arXiv 2408.07888. What is the same for all their models:
 PAPER: dict[str, Any] = {
@@ -27,6 +28,7 @@ PAPER_RATES: dict[str, dict[str, Any]] = {
     "mistral-7b": {"learning_rate": 1e-4, "batch_size": 4, "accumulation": 2},
 }
 
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 Score = Literal["sum", "per_token", "per_byte", "unconditional"]
 
 
@@ -67,10 +69,10 @@ class Adapter(Strict):
         layers: how many of the top layers to tune, or "all".
     """
 
-    rank: Annotated[int, Field(ge=1)] = 16
+    rank: Annotated[int, Field(ge=1, le=2**16)] = 16
     alpha: Annotated[float, Field(gt=0)] = 64
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    layers: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
+    layers: Count | Literal["all"] = "all"
 
 
 class Recipe(Strict):
@@ -102,9 +104,9 @@ class Recipe(Strict):
     adapter: Adapter = Adapter()
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    batch_size: Annotated[int, Field(ge=1)] = 8
-    accumulation: Annotated[int, Field(ge=1)] = 1
-    epochs: Annotated[int, Field(ge=1)] = 1
+    batch_size: Count = 8
+    accumulation: Count = 1
+    epochs: Count = 1
     each: Literal["same", "anew"] = "same"
     schedule: Literal["linear", "constant", "cosine", "wsd"] = "linear"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -112,12 +114,12 @@ class Recipe(Strict):
     weight: Literal["question", "token"] = "question"
     optimizer: Literal["adamw", "paged_adamw_8bit"] = "adamw"
     trainer: Literal["lessonplan", "trl"] = "lessonplan"
-    max_tokens: Annotated[int, Field(ge=16)] = 512
+    max_tokens: Annotated[int, Field(ge=16, lt=2**31)] = 512
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     quantization: Literal["none", "nf4"] = "none"
     device: str = "cpu"
-    threads: Annotated[int, Field(ge=1)] = 2
+    threads: Annotated[int, Field(ge=1, le=1024)] = 2
 
     @model_validator(mode="after")
     def _weights_that_exist(self) -> Recipe:
@@ -151,7 +153,9 @@ def paper_recipe(models: Sequence[str], settings: dict[str, Any]) -> dict[str, A
     Raises:
         ValueError: they do not.
     """
-    adapter = PAPER["adapter"] | settings.get("adapter", {})
+    adapter = settings.get("adapter", {})
+    if isinstance(adapter, dict):
+        adapter = PAPER["adapter"] | adapter
     foreign = [name for name in models if name not in PAPER_RATES]
     if foreign and "learning_rate" not in settings:
         raise ValueError(
@@ -172,7 +176,7 @@ def read_recipe(settings: Sequence[str]) -> Recipe:
     values: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
-        if not equals:
+        if not (equals and re.fullmatch(r"\w+(\.\w+)*", key)):
             raise InputError(f"--set takes key=value, such as learning_rate=1e-3, not {setting!r}.")
         *groups, last = key.split(".")
         place = values
@@ -202,7 +206,11 @@ def _checked(kind: type[Any], values: dict[str, Any]) -> Any:
             if problem["type"] == "extra_forbidden":
                 key = str(problem["loc"][-1])
                 message = "there is no such setting." + _hint(kind, key)
-            problems.append(f"{key}: {message} (found {problem['input']!r})")
+            elif problem["type"] == "model_type":
+                message = "this is a group; set what is in it, such as adapter.rank=8"
+            if problem["type"] != "value_error":
+                message += f" (found {shown(problem['input'])})"
+            problems.append(f"{key}: {message}" if key else message)
         raise InputError("; ".join(dict.fromkeys(problems))) from None
 
 
