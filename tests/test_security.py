@@ -329,8 +329,8 @@ def hostile(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             for i in range(first, first + count)
         ]
 
-    write(root / "in" / "train.jsonl", rows(0, 36))
-    write(root / "in" / "test.jsonl", rows(36, 36))
+    write(root / "in" / "train.jsonl", rows(0, 18))
+    write(root / "in" / "test.jsonl", rows(18, 18))
     logged = io.StringIO()
     handler = logging.StreamHandler(logged)
     level = logging.getLogger().level

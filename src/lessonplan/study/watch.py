@@ -13,7 +13,7 @@ class Watch:
         """So much of a task before the runs, such as labelling, is done."""
 
     def note(self, text: str) -> None:
-        """The user should know this of the study or its folder, before the runs begin."""
+        """The user should know this of the study, its folder or the cluster."""
 
     def say(self, text: str) -> None:
         """What is going on now."""
