@@ -112,7 +112,7 @@ def command(
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize(
     ("kills", "workers"),
-    [(5, ["1"]), pytest.param(24, ["1", "3"], marks=pytest.mark.slow)],
+    [(5, ["1"]), pytest.param(24, ["1", "3"], marks=pytest.mark.long)],
     ids=["short", "long"],
 )
 def test_a_study_that_is_killed_again_and_again(kills: int, workers: list[str]) -> None:

@@ -523,7 +523,7 @@ def test_ctrl_c_and_start_again_with_two_workers(
     study = make(**MANY, workers=2)
     process = started(study, folder)
     try:
-        wait_for_tunings(folder, 3, process)
+        wait_for_tunings(folder, 1, process)  # of 16: the others are still to come
         # Workers must not print tracebacks of their own, whenever Ctrl-C comes.
         workers = [p for p in session_members(process.pid) if ignores_ctrl_c(p)]
         assert len(workers) >= 2
