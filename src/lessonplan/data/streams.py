@@ -315,16 +315,22 @@ def _csv_batches(records: Iterator[CsvRecord]) -> Iterator[Any]:
 
 def _joined(batches: Iterable[Any]) -> Iterator[Any]:
     """Join small batches: how large rows are is known only once they are read."""
+    for held in _gathered(batches, BATCH_ROWS, BATCH_BYTES):
+        yield from pa.Table.from_batches(held).combine_chunks().to_batches()
+
+
+def _gathered(tables: Iterable[Any], most_rows: int, most_bytes: int) -> Iterator[list[Any]]:
+    """Yield tables or batches in lists that reach one of the two sizes; the last may be smaller."""
     held: list[Any] = []
     rows = size = 0
-    for batch in batches:
-        held.append(batch)
-        rows, size = rows + batch.num_rows, size + batch.nbytes
-        if rows >= BATCH_ROWS or size >= BATCH_BYTES:
-            yield from pa.Table.from_batches(held).combine_chunks().to_batches()
+    for table in tables:
+        held.append(table)
+        rows, size = rows + table.num_rows, size + table.nbytes
+        if rows >= most_rows or size >= most_bytes:
+            yield held
             held, rows, size = [], 0, 0
     if held:
-        yield from pa.Table.from_batches(held).combine_chunks().to_batches()
+        yield held
 
 
 def _whole(records: Iterator[CsvRecord]) -> Iterator[CsvRecord]:
@@ -390,13 +396,5 @@ def _parquet(path: Path) -> Iterator[Any]:
 
 def _write_parquet(file: BinaryIO, schema: Any, tables: Iterable[Any]) -> None:
     with pq.ParquetWriter(file, schema) as writer:
-        held: list[Any] = []
-        rows = size = 0
-        for table in tables:
-            held.append(table)
-            rows, size = rows + table.num_rows, size + table.nbytes
-            if rows >= ROW_GROUP_ROWS or size >= ROW_GROUP_BYTES:
-                writer.write_table(pa.concat_tables(held))
-                held, rows, size = [], 0, 0
-        if held:
+        for held in _gathered(tables, ROW_GROUP_ROWS, ROW_GROUP_BYTES):
             writer.write_table(pa.concat_tables(held))

@@ -326,9 +326,10 @@ def _own_views(
             template=scoring.template,
             max_tokens=own.max_tokens,
         )
+        content = fingerprint(home)
         identity = {
             "view": NUMERICS,
-            "model": fingerprint(home),
+            "model": content,
             "rows": rows_digest(rows),
             "answers": answers.tolist(),
             "score": score,
@@ -336,7 +337,7 @@ def _own_views(
         }
         call = partial(_score, model, questions["id"][:], rows, answers, own, scoring.form, score)
         file = folder / f"view-{digest(identity)}.parquet"
-        tasks.append((file, Task(model.model, fingerprint(home), own, call)))
+        tasks.append((file, Task(model.model, content, own, call)))
         cut = sum(row.cut > 0 for row in rows)
         notes.append(
             [
