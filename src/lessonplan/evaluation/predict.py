@@ -142,23 +142,12 @@ def evaluate(
     Returns:
         The table of `predictions`.
     """
-    import torch
-
     from lessonplan.models.engine import Engine
-    from lessonplan.models.loading import check_length, load, resolve
     from lessonplan.models.lora import load_adapter
+    from lessonplan.training.train import load_for
 
     scoring, recipe = scoring or Scoring(), recipe or Recipe()
-    torch.set_num_threads(recipe.threads)
-    folder = resolve(model)
-    check_length(folder, recipe.max_tokens, model)
-    loaded = load(
-        str(folder),
-        dtype=recipe.dtype,
-        quantization=recipe.quantization,
-        device=recipe.device,
-        trust_remote_code=trust_remote_code,
-    )
+    loaded = load_for(model, recipe, trust_remote_code=trust_remote_code)
     if adapter is not None:
         load_adapter(loaded.network, Path(adapter))
     rows, unconditional = scoring_rows(loaded.tokenizer, questions, scoring, recipe.max_tokens)

@@ -19,22 +19,31 @@ from lessonplan.training.recipe import Recipe, Scoring
 from lessonplan.training.tune import TuningLog, tune
 
 
-def prepare(
-    model: str, recipe: Recipe, *, trust_remote_code: bool = False
-) -> tuple[Model, Engine, Adapter]:
-    """Load a model, add a fresh adapter to it, and make the engine for both."""
+def load_for(model: str, recipe: Recipe, *, trust_remote_code: bool = False) -> Model:
+    """Load a model as a recipe says, and set the number of CPU threads.
+
+    Raises:
+        InputError: it cannot be loaded, or reads fewer tokens than the recipe's `max_tokens`.
+    """
     import torch
 
     torch.set_num_threads(recipe.threads)
     folder = resolve(model)
     check_length(folder, recipe.max_tokens, model)
-    loaded = load(
+    return load(
         str(folder),
         dtype=recipe.dtype,
         quantization=recipe.quantization,
         device=recipe.device,
         trust_remote_code=trust_remote_code,
     )
+
+
+def prepare(
+    model: str, recipe: Recipe, *, trust_remote_code: bool = False
+) -> tuple[Model, Engine, Adapter]:
+    """Load a model, add a fresh adapter to it, and make the engine for both."""
+    loaded = load_for(model, recipe, trust_remote_code=trust_remote_code)
     shape = recipe.adapter
     layers = None if shape.layers == "all" else shape.layers
     adapter = add_adapter(
