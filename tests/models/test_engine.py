@@ -17,8 +17,8 @@ from lessonplan.models.engine import Engine, PlainWayWarning, _target_logprobs
 from lessonplan.models.loading import _package_file, load, resolve
 from lessonplan.models.presets import PRESETS
 from lessonplan.models.rows import Text, question_texts, token_rows
+from tests.conftest import ARCHITECTURES
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "gpt_neox")
 LONG = "Under which category is the disease of Whitmore classified? It is among the best. " * 2
 TEXTS = [
     Text("Question: ", "Why?", "\nAnswer:", ["Z", "é ü, and so on"]),

@@ -21,6 +21,7 @@ from lessonplan.models.batch import Batch, collate, common_beginning, tree_mask
 from lessonplan.models.engine import Engine, PlainWayWarning
 from lessonplan.models.loading import load
 from lessonplan.models.rows import Row, Text, token_rows
+from tests.conftest import ARCHITECTURES
 
 TEXTS = [
     Text("Question: ", "Why is it?", "\nAnswer:", ["the plague", "one of the diseases", "ü"]),
@@ -28,7 +29,6 @@ TEXTS = [
     Text("Question: ", "Under which category?", "\nAnswer:", ["A disease", "A question", "C"]),
 ]
 ALLOWED = 1e-4  # nats, in test_engine.py
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "gpt_neox")
 
 
 def changed(**fields: Callable[[Batch], torch.Tensor]) -> Callable[..., Batch]:

@@ -22,8 +22,8 @@ from lessonplan.models.lora import (
     load_weights,
     remove_adapter,
 )
+from tests.conftest import ARCHITECTURES
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "gpt_neox")
 IDS = torch.tensor([[1, 5, 9, 200, 44, 7, 3, 18], [1, 9, 9, 9, 31, 100, 2, 3]])
 
 

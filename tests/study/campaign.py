@@ -28,6 +28,7 @@ from typing import Any
 
 from tests.conftest import build_tiny
 from tests.study.conftest import question_rows, write_questions
+from tests.study.ears import session_members
 
 # A process is in the first phase of which its stack holds a frame.
 PHASES = {
@@ -138,19 +139,6 @@ class Start:
 
 def phase_of(stack: str) -> str:
     return next((p for p, frame in PHASES.items() if re.search(frame, stack, re.M)), "another")
-
-
-def session_members(session: int) -> list[int]:
-    """Return the living processes of a session."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return found
 
 
 def check(right: bool, otherwise: str) -> None:

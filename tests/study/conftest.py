@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,14 @@ def finished(
     """The finished tiny study; tests copy the folder before they change it."""
     folder = tmp_path_factory.mktemp("studies") / "finished"
     return folder, run_study(make(), folder)
+
+
+@pytest.fixture
+def copied(finished: tuple[Path, Plan], tmp_path: Path) -> Path:
+    """A copy of the finished tiny study, to be changed."""
+    folder = tmp_path / "study"
+    shutil.copytree(finished[0], folder, copy_function=shutil.copy2)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -26,13 +26,14 @@ from lessonplan import cli
 from lessonplan.errors import NO_ROOM, InputError
 from lessonplan.report import write_report
 from lessonplan.statistics import analyse, verdict
-from lessonplan.study import Study, Watch, read_record, run_study
+from lessonplan.study import Study, read_record, run_study
 from lessonplan.study import files as files_module
 from lessonplan.study import plan as plan_module
 from lessonplan.study import work as work_module
 from lessonplan.study.plan import Plan, make_plan
 from lessonplan.study.status import status_table
 from lessonplan.training import tune as tune_module
+from tests.study.ears import Ears
 
 Make = Callable[..., Study]
 Contents = Callable[[Path], dict[str, str]]
@@ -40,44 +41,17 @@ Finished = tuple[Path, Plan]
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def copied(finished: Finished, tmp_path: Path) -> Path:
-    folder = tmp_path / "study"
-    shutil.copytree(finished[0], folder, copy_function=shutil.copy2)
-    return folder
+def at(moment: str, act: Callable[[], None]) -> Callable[[str], None]:
+    """Return a disturbance that acts once, when the moment comes."""
+    acted = False
 
+    def disturb(text: str) -> None:
+        nonlocal acted
+        if text == moment and not acted:
+            acted = True
+            act()
 
-class Ears(Watch):
-    """Keeps what it is told; `at_begin` and `at_first_run` are called at these moments."""
-
-    def __init__(self, at_begin: Callable[[], None] = int, at_first_run: Any = int) -> None:
-        self.at_begin, self.at_first_run = at_begin, at_first_run
-        self.began = (0, 0)
-        self.done = self.trained = 0
-        self.notes: list[str] = []
-        self.said: list[str] = []
-        self.failures: list[str] = []
-
-    def begin(self, runs: int, done: int, work: float) -> None:
-        self.began = (runs, done)
-        self.at_begin()
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def worked(self, work: float, trained: int = 0) -> None:
-        self.trained += trained
-
-    def run_done(self) -> None:
-        self.done += 1
-        if self.done == 1:
-            self.at_first_run()
-
-    def failed(self, text: str) -> None:
-        self.failures.append(text)
+    return disturb
 
 
 def state(folder: Path) -> dict[str, tuple[int, int]]:
@@ -166,7 +140,7 @@ def unlimited_again() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("moment", "workers", "spare"),
-    [("at_begin", 1, 1 << 15), ("at_first_run", 1, 0), ("at_first_run", 2, 0)],
+    [("begin", 1, 1 << 15), ("run", 1, 0), ("run", 2, 0)],
     ids=["hidden states", "second run", "second run, two workers"],
 )
 def test_a_full_disk(
@@ -180,14 +154,14 @@ def test_a_full_disk(
 ) -> None:
     folder = small_disk / "s"
     with pytest.raises(OSError, match="No space left on device") as caught:
-        run_study(make(workers=workers), folder, Ears(**{moment: lambda: fill(small_disk, spare)}))
+        run_study(make(workers=workers), folder, Ears(at(moment, lambda: fill(small_disk, spare))))
     assert caught.value.errno == errno.ENOSPC
     assert str(caught.value.filename).startswith(str(folder))
-    if moment == "at_begin":
+    if moment == "begin":
         assert "hidden" in str(caught.value.filename)
     done, whole = contents(folder), contents(finished[0])
     assert done.items() < whole.items()
-    assert bool(done) == (moment == "at_first_run")
+    assert bool(done) == (moment == "run")
     (small_disk / "filler").unlink()
     before = state(folder)
     again = Ears()
@@ -199,14 +173,14 @@ def test_a_full_disk(
 
 
 @pytest.mark.usefixtures("unlimited_again")
-@pytest.mark.parametrize("moment", ["at_begin", "at_first_run"])
+@pytest.mark.parametrize("moment", ["begin", "run"])
 def test_a_file_that_may_not_grow(
     make: Make, finished: Finished, contents: Contents, tmp_path: Path, moment: str
 ) -> None:
     """The same without a disk of one's own: the system refuses what a full one would refuse."""
     folder = tmp_path / "s"
     with pytest.raises(OSError, match="File too large") as caught:
-        run_study(make(), folder, Ears(**{moment: lambda: limit(1000)}))
+        run_study(make(), folder, Ears(at(moment, lambda: limit(1000))))
     limit(resource.RLIM_INFINITY)
     assert caught.value.errno in NO_ROOM
     assert str(caught.value.filename).startswith(str(folder))

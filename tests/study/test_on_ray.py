@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from lessonplan.errors import InputError
-from lessonplan.study import Study, Watch, run_study
+from lessonplan.study import Study, run_study
 from lessonplan.study.config import dump_study
 from lessonplan.study.plan import Plan
 from lessonplan.study.store import Folder
+from tests.study.ears import Ears
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'lessonplan[ray]'")
 slow = pytest.mark.slow  # a Ray and its workers take many seconds to start
@@ -59,42 +60,6 @@ def cluster() -> Iterator[Any]:
 
 def node(**settings: Any) -> dict[str, Any]:
     return {"object_store_memory": 100 * 2**20, **settings}
-
-
-class Ears(Watch):
-    """Keeps what it is told, and calls a function whenever a worker says something."""
-
-    def __init__(self, disturb: Callable[[str], None] = lambda text: None) -> None:
-        self.said: list[str] = []
-        self.notes: list[str] = []
-        self.failures: list[str] = []
-        self.progressed: list[str] = []
-        self.work, self.trained, self.done = 0.0, 0, 0
-        self.disturb = disturb
-
-    def begin(self, runs: int, done: int, work: float) -> None:
-        self.work = work
-
-    def progress(self, text: str, done: int, total: int) -> None:
-        self.progressed.append(text)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-        self.disturb(text)
-
-    def worked(self, work: float, trained: int = 0) -> None:
-        self.work -= work
-        self.trained += trained
-        self.disturb("")
-
-    def run_done(self) -> None:
-        self.done += 1
-
-    def failed(self, text: str) -> None:
-        self.failures.append(text)
 
 
 def results(folder: Path) -> dict[str, bytes]:
@@ -416,7 +381,7 @@ def test_resources_are_of_no_run(make: Make, finished: Finished) -> None:
 
 
 def test_a_node_folder_is_removed_by_the_last(tmp_path: Path) -> None:
-    from lessonplan.study.on_ray import _enter, _remove_unused
+    from lessonplan.study.ray_worker import _enter, _remove_unused
 
     shared = tmp_path / "shared"
     one, other = _enter(shared), _enter(shared)
@@ -435,10 +400,10 @@ def test_questions_travel_with_their_content(tmp_path: Path) -> None:
 
     from datasets import Dataset
 
-    from lessonplan.study.on_ray import _packed
+    from lessonplan.study.ray_worker import packed
 
     kept = tmp_path / "kept"
     Dataset.from_dict({"id": ["a", "b", "c"]}).save_to_disk(kept)
-    packed = _packed(Dataset.load_from_disk(kept).select([2, 0]))
+    packed = packed(Dataset.load_from_disk(kept).select([2, 0]))
     shutil.rmtree(kept)
     assert pickle.loads(packed)["id"][:] == ["c", "a"]

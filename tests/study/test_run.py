@@ -21,51 +21,18 @@ from filelock import FileLock
 
 from lessonplan.errors import InputError
 from lessonplan.progress import StudyProgress
-from lessonplan.study import Study, Watch, read_record, run_study
+from lessonplan.study import Study, read_record, run_study
 from lessonplan.study import run as run_module
 from lessonplan.study.config import dump_study
 from lessonplan.study.plan import Plan
 from lessonplan.study.status import status_table
 from lessonplan.study.store import Folder, begin, claim
 from lessonplan.study.work import ModelWork
+from tests.study.ears import Ears, session_members
 
 Make = Callable[..., Study]
 Contents = Callable[[Path], dict[str, str]]
 Finished = tuple[Path, Plan]
-
-
-@pytest.fixture
-def copied(finished: Finished, tmp_path: Path) -> Path:
-    folder = tmp_path / "study"
-    shutil.copytree(finished[0], folder, copy_function=shutil.copy2)
-    return folder
-
-
-class Ears(Watch):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.began: tuple[int, int] = (0, 0)
-        self.said: list[str] = []
-        self.done = 0
-        self.trained = 0
-        self.failures: list[str] = []
-
-    def begin(self, runs: int, done: int, work: float) -> None:
-        self.began, self.work = (runs, done), work
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def worked(self, work: float, trained: int = 0) -> None:
-        self.work -= work
-        self.trained += trained
-
-    def run_done(self) -> None:
-        self.done += 1
-
-    def failed(self, text: str) -> None:
-        self.failures.append(text)
 
 
 def times(folder: Path) -> dict[str, int]:
@@ -465,18 +432,6 @@ def wait_for_tunings(folder: Path, number: int, process: subprocess.Popen[str]) 
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.005)
-
-
-def session_members(session: int) -> list[int]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return found
 
 
 def no_orphans(session: int) -> bool:

@@ -2,8 +2,7 @@
 
 The process that was started plans the study, hands out its runs and alone writes its folder;
 workers send back what they made as bytes, so that no disk need be shared. Workers are Ray actors,
-each with one model in memory. Those on one node share the hidden states, in a folder of the node's
-temporary directory that is removed at the end (after a kill: when next a worker starts there).
+each with one model in memory (`lessonplan.study.ray_worker`).
 
 Every node needs the same lessonplan, and the study's models under the names that the study file
 gives them: presets, hub ids, or folders and GGUF files at the same path. A node that lacks one does
@@ -13,21 +12,14 @@ no runs of it; if none is left, these runs fail, and the reason names the node.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import io
 import logging
 import os
-import pickle
-import platform
-import shutil
 import socket
-import tempfile
-import time
 import uuid
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +27,26 @@ import pyarrow as pa
 
 from lessonplan.errors import InputError, first_line
 from lessonplan.models import NUMERICS
-from lessonplan.models.loading import fingerprint, resolve
 from lessonplan.models.presets import PRESETS
 from lessonplan.study.config import Study, model_recipe
 from lessonplan.study.files import new_file, new_folder
 from lessonplan.study.labelling import Task
 from lessonplan.study.plan import Plan, Run
+from lessonplan.study.ray_worker import (
+    PAUSE,
+    PREFIX,
+    Made,
+    News,
+    Worker,
+    clear,
+    do_task,
+    packed,
+    read_files,
+    write_files,
+)
 from lessonplan.study.store import Folder
 from lessonplan.study.watch import Watch
-from lessonplan.study.work import ModelWork, cost, write_failure
+from lessonplan.study.work import cost, write_failure
 from lessonplan.training.recipe import Recipe
 
 try:
@@ -55,11 +58,8 @@ except ImportError:
 
 # So many workers may die over a run before it is given up.
 TRIES = 3
-# Seconds between two looks at what workers have to say, and between two times that they say it.
-PAUSE = 0.5
 # Bytes of memory that a Ray of our own keeps for results on their way; what is more goes to disk.
 STORE = 256 * 2**20
-PREFIX = "lessonplan-ray-"
 
 
 # ---- The cluster ---------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ class Cluster:
         for model in study.models:
             self._require(model_recipe(study, model))
         here = ray.get_runtime_context().get_node_id()
-        self.news: Any = ray.remote(_News).options(num_cpus=0, **_on(here)).remote()
+        self.news: Any = ray.remote(News).options(num_cpus=0, **_on(here)).remote()
 
     def asked(self, recipe: Recipe) -> dict[str, float]:
         """Return what a run takes of a node, as Ray calls it (memory in bytes)."""
@@ -162,8 +162,8 @@ class Cluster:
             # One call a process, so that its memory is free for the next.
             options = self.options(task.recipe) | {"max_calls": 1, "max_retries": TRIES - 1}
             made.append(
-                ray.remote(**options)(_do_task).remote(
-                    _packed(task.call), _name(task.model), task.digest, NUMERICS, self.news
+                ray.remote(**options)(do_task).remote(
+                    packed(task.call), _name(task.model), task.digest, NUMERICS, self.news
                 )
             )
         for result in made:
@@ -310,7 +310,7 @@ class _Shift:
         model = self.models[title]
         if title not in self.packed:
             alone = replace(self.plan, training=[], evaluation=[], models=[model])
-            self.packed[title] = ray.put(_packed(alone))
+            self.packed[title] = ray.put(packed(alone))
         self.used.add(node)
         options = self.cluster.options(model.recipe) | _on(node)
         actor: Any = (
@@ -343,7 +343,7 @@ class _Shift:
 
     def _give(self, worker: _Hired, run: Run) -> None:
         tuning = self.folder.tuning(run.id)
-        sent = _read_files(tuning) if self.folder.has_tuning(run.id) else {}
+        sent = read_files(tuning) if self.folder.has_tuning(run.id) else {}
         worker.run, worker.owed = run, cost(self.folder, run)
         worker.work, worker.trained = 0.0, 0
         self.busy[worker.actor.do.remote(run.id, sent)] = worker
@@ -358,7 +358,7 @@ class _Shift:
                     scratch.write_bytes(content)
         elif made.files:
             with new_folder(self.folder.tuning(run.id)) as scratch:
-                _write_files(scratch, made.files)
+                write_files(scratch, made.files)
         if made.failure:
             self._fail(run, made.failure)
             return
@@ -435,10 +435,10 @@ class _Shift:
     def _dismiss(self) -> None:
         for worker in self.busy.values():
             ray.kill(worker.actor)
-        clear = ray.remote(_clear)
+        clearing = ray.remote(clear)
         with contextlib.suppress(RayError):
             left = [
-                clear.options(num_cpus=0, **_on(node)).remote(self.cluster.folder)
+                clearing.options(num_cpus=0, **_on(node)).remote(self.cluster.folder)
                 for node in self.used & _nodes().keys()
             ]
             if left:
@@ -457,217 +457,3 @@ def _tell(watch: Watch, kind: str, values: Sequence[Any]) -> None:
         warnings.warn(text, category, stacklevel=2)
     else:
         getattr(watch, kind)(*values)
-
-
-# ---- Doing them ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Made:
-    """What a worker returns.
-
-    Attributes:
-        files: of the run's folder, by name, those that are new or changed.
-        failure: why the run failed.
-        unfit: why this node cannot do runs of this model at all.
-    """
-
-    files: dict[str, bytes] = field(default_factory=dict)
-    failure: str = ""
-    unfit: str = ""
-
-
-class Worker:
-    """A Ray actor: one model in memory, which does the runs that it is given."""
-
-    def __init__(self, news: Any, folder: str) -> None:
-        self.watch = _Teller(news)
-        for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-            _remove_unused(left)
-        self.shared = Path(tempfile.gettempdir()) / folder
-        self.held = _enter(self.shared)
-        self.scratch = self.shared / f"worker-{os.getpid()}"
-
-    def ready(self, packed: bytes, model: str, digest: str, numerics: int) -> Made:
-        """Make ready for the runs of a model. It is loaded for the first of them."""
-        try:
-            plan = pickle.loads(packed)
-            here = replace(plan.models[0], folder=_home(model, digest, numerics))
-        except Exception as error:  # whatever it is, another node may do better
-            return Made(unfit=f"{type(error).__name__}: {error}")
-        self.runs = {run.id: run for run in here.runs}
-        self.work = ModelWork(plan, here, Folder(self.scratch), self.shared, self.watch)
-        return Made()
-
-    def do(self, run_id: str, sent: dict[str, bytes]) -> Made:
-        """Do what one run lacks.
-
-        Args:
-            run_id: the run.
-            sent: the files that there are of it, by name.
-        """
-        run, tuning = self.runs[run_id], Folder(self.scratch).tuning(run_id)
-        self.watch.run_id, self.watch.failure = run_id, ""
-        try:
-            _write_files(tuning, sent)
-            self.work.do(run)
-            found = _read_files(tuning)
-        except OSError as error:  # this node's disk
-            return Made(unfit=str(error))
-        finally:
-            shutil.rmtree(self.scratch, ignore_errors=True)
-        if self.work.engine is None:
-            return Made(unfit=self.watch.failure.removeprefix(f"{run.title}: "))
-        files = {name: content for name, content in found.items() if sent.get(name) != content}
-        return Made(files, self.watch.failure)
-
-
-def _do_task(packed: bytes, model: str, digest: str, numerics: int, news: Any) -> pa.Table | str:
-    """Do a labelling model's task; return why it cannot be done where the input is to blame."""
-    try:
-        return pickle.loads(packed)(_home(model, digest, numerics), _Teller(news))
-    except InputError as error:
-        return f"On node {platform.node()}: {error}"
-
-
-def _home(model: str, digest: str, numerics: int) -> Path:
-    """Return the folder of a model on this node.
-
-    Raises:
-        InputError: it is not there, or it or lessonplan is another than in the study.
-    """
-    if numerics != NUMERICS:
-        raise InputError(
-            "This node has another version of lessonplan, whose results differ. Install the same."
-        )
-    home = resolve(model)
-    if fingerprint(home) != digest:
-        raise InputError(
-            f"{home} holds another model than the one that the study was planned with."
-        )
-    return home
-
-
-class _News:
-    """A Ray actor that workers tell how it goes."""
-
-    def __init__(self) -> None:
-        self.items: list[tuple[Any, ...]] = []
-
-    def tell(self, *item: Any) -> None:
-        self.items.append(item)
-
-    def take(self) -> list[tuple[Any, ...]]:
-        """Return what was told since the last time: run id, method of a `Watch`, arguments."""
-        items, self.items = self.items, []
-        return items
-
-
-class _Teller(Watch):
-    """Tells the news what a worker has to say, and how far it is every now and then."""
-
-    def __init__(self, news: Any) -> None:
-        self.news, self.run_id, self.failure = news, "", ""
-        self.work, self.trained, self.told = 0.0, 0, 0.0
-        # What is printed here is seen by nobody.
-        warnings.showwarning = lambda message, category, *_, **__: self._tell(
-            "warned", str(message), category
-        )
-
-    def _tell(self, kind: str, *values: Any) -> None:
-        self.news.tell.remote(self.run_id, kind, *values)
-
-    def _is_time(self) -> bool:
-        due = time.monotonic() - self.told > PAUSE
-        if due:
-            self.told = time.monotonic()
-        return due
-
-    def progress(self, text: str, done: int, total: int) -> None:
-        if done in (0, total) or self._is_time():
-            self._tell("progress", text, done, total)
-
-    def say(self, text: str) -> None:
-        self.work, self.trained = 0.0, 0  # of a run that is over: its result says it
-        self._tell("say", text)
-
-    def worked(self, work: float, trained: int = 0) -> None:
-        self.work += work
-        self.trained += trained
-        if self._is_time():
-            self._tell("worked", self.work, self.trained)
-            self.work, self.trained = 0.0, 0
-
-    def failed(self, text: str) -> None:
-        self.failure = text
-
-
-# ---- Files ---------------------------------------------------------------------------------------
-
-
-class _Packer(pickle.Pickler):
-    """Packs questions with their content; their own way may be to name a file of this machine."""
-
-    def reducer_override(self, thing: Any) -> Any:
-        from datasets import Dataset
-
-        if isinstance(thing, Dataset):
-            return Dataset, (thing.with_format("arrow")[:],)
-        return NotImplemented
-
-
-def _packed(thing: Any) -> bytes:
-    out = io.BytesIO()
-    _Packer(out, protocol=pickle.HIGHEST_PROTOCOL).dump(thing)
-    return out.getvalue()
-
-
-def _read_files(folder: Path) -> dict[str, bytes]:
-    """Return all files of a folder by their names in it."""
-    files = (file for file in folder.rglob("*") if file.is_file())
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
-
-
-def _write_files(folder: Path, files: dict[str, bytes]) -> None:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-
-
-def _enter(folder: Path) -> int:
-    """Make a folder that several processes use, and return what holds it while one lives."""
-    while True:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            held = os.open(folder, os.O_RDONLY)
-            fcntl.flock(held, fcntl.LOCK_SH)
-            if folder.exists() and os.path.samestat(os.stat(folder), os.fstat(held)):
-                return held
-            os.close(held)  # removed by another process before it was held
-
-
-def _remove_unused(folder: Path) -> bool:
-    """Remove a folder that no living process has entered; say whether it is gone."""
-    try:
-        held = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:
-        return True
-    except PermissionError:  # another user's
-        return False
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
-        return True
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(held)
-
-
-def _clear(folder: str) -> None:
-    """Remove a folder of this node as soon as its workers are gone."""
-    deadline = time.monotonic() + 5
-    while not _remove_unused(Path(tempfile.gettempdir()) / folder):
-        if time.monotonic() > deadline:
-            return
-        time.sleep(0.05)
