@@ -15,7 +15,6 @@ from datasets import Dataset
 from lessonplan.data import hpo, icd10cm, overlap, read_questions
 from lessonplan.errors import InputError
 
-
 LITTLE = set(
     re.findall(r"\w+", "a an and as at by due for from in into of on or the to with without not")
 )

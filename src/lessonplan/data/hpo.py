@@ -73,7 +73,7 @@ class Term(NamedTuple):
 
 @cache
 def build(seed: int = 0) -> Dataset:
-    """Make the bank: about 2,500 questions of five options.
+    """Make the bank: about 2,300 questions of five options.
 
     A question names a sign; the right option is the narrowest kind of abnormality above it that
     shares no word with it. Signs and options belong to one body system each (what is of the limbs
@@ -286,7 +286,14 @@ def _closeness(a: int, b: int, tree: Ontology) -> float:
 
 
 def _difficulty(terms: list[Term], wrong: list[list[int]], tree: Ontology) -> list[float]:
-    """Return the difficulty of one system's questions: ranks, evenly spread over (0, 1)."""
+    """Return the difficulty of one system's questions: ranks, evenly spread over (0, 1).
+
+    What is ranked is how close the wrong options lie, summed, + half the rank of the right one by
+    how few signs stand below it. It is not fitted to a model: on 320 training questions (seed 0)
+    its parts had rank correlations of 0.04 and 0.00 with the loss of the untuned SmolLM2-135M, and
+    depth in the tree, distance from sign to answer and length did no better. So it says how near
+    the options lie, and `lessonplan report` states what it says of a model's loss.
+    """
     from scipy.stats import rankdata
 
     few = rankdata([-tree.below[term.answer] for term in terms]) / len(terms)
