@@ -124,7 +124,7 @@ def test_no_content_word_is_shared_with_any_option(bank: Dataset) -> None:
 def test_signs_of_one_answer_differ_in_wording(bank: Dataset) -> None:
     by_answer = defaultdict(list)
     for row in bank:
-        by_answer[row["code"]].append(set(sign(row["question"]).lower().split()))
+        by_answer[row["code"]].append(set(re.findall(r"[^\W_]+", sign(row["question"]).lower())))
     pairs = [pair for terms in by_answer.values() for pair in combinations(terms, 2)]
     assert len(pairs) > 1000
     assert all(len(a & b) < 0.5 * len(a | b) for a, b in pairs)
