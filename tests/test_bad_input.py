@@ -625,7 +625,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "a file without a name": (
         "order q -s random -o out.jsonl",
         "There is no file q, nor a data set of that name. Known by name are icd10cm, "
-        "medmcqa, medqa, medqa-5, lek; a data set on the Hugging Face hub is given as "
+        "hpo, medmcqa, medqa, medqa-5, lek; a data set on the Hugging Face hub is given as "
         "owner/name",
     ),
     "a name that no file can have": (

@@ -682,7 +682,7 @@ def test_lists() -> None:
     for command, names in (
         ("strategies", list(lessonplan.STRATEGIES)),
         ("models", ["smollm2-135m", "gemma3-270m", "tinyllama-1.1b", "llama2-7b", "llama2-13b"]),
-        ("datasets", ["icd10cm", "medmcqa", "medqa", "lek"]),
+        ("datasets", ["icd10cm", "hpo", "medmcqa", "medqa", "lek"]),
     ):
         said = run(command)
         assert said.status == 0

