@@ -127,6 +127,15 @@ def test_overrides(tmp_path: Path) -> None:
     assert [a.title for a in study.strategies] == ["random", "blocked"]
 
 
+def test_overrides_within_lists(tmp_path: Path) -> None:
+    lists = "training: [{data: a.jsonl}]\nevaluation: [{data: b.jsonl}, {data: c.jsonl}]\n"
+    study = load(tmp_path, lists, "evaluation.1.data=d.jsonl", "training.0.sample=5")
+    assert [Path(spec.data).name for spec in study.evaluation] == ["b.jsonl", "d.jsonl"]
+    assert study.training[0].sample == 5
+    for override in ("evaluation.2.data=d.jsonl", "evaluation.2=d.jsonl", "evaluation.x=1"):
+        assert "is no entry of that list; there are 0 to 1" in message(tmp_path, lists, override)
+
+
 @pytest.mark.parametrize(
     ("override", "found"),
     [

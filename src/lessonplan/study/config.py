@@ -621,15 +621,27 @@ def _override(document: Any, override: str, yaml: Any) -> None:
     *parents, last = key.split(".")
     place = document
     for parent in parents:
-        if place.get(parent) is None:
+        if isinstance(place, dict) and place.get(parent) is None:
             place[parent] = {}
-        place = place[parent]
-        if not isinstance(place, dict):
+        place = place[_key(place, parent, override)]
+        if not isinstance(place, (dict, list)):
             raise InputError(f"--set {override}: {parent} is not a group of keys.")
     try:
-        place[last] = yaml.load(value)
+        loaded = yaml.load(value)
     except Exception:  # of any kind, as in `load_study`
         raise InputError(f"--set {override}: {value!r} is not valid YAML.") from None
+    place[_key(place, last, override)] = loaded
+
+
+def _key(place: Any, name: str, override: str) -> str | int:
+    """Return what names an entry in a group of keys, or in a list."""
+    if isinstance(place, dict):
+        return name
+    if name.isdecimal() and int(name) < len(place):
+        return int(name)
+    raise InputError(
+        f"--set {override}: {name} is no entry of that list; there are 0 to {len(place) - 1}."
+    )
 
 
 def _plain(value: Any, left: Iterator[int]) -> Any:
