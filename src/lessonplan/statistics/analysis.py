@@ -14,8 +14,6 @@ from lessonplan.statistics.crossed import (
     bootstrap_interval,
     complete_runs,
     mean_interval,
-    mean_squares,
-    mean_variance,
     smallest_visible,
 )
 from lessonplan.statistics.family import (
@@ -29,6 +27,7 @@ from lessonplan.statistics.family import (
     generalises,
     holm,
     judged,
+    pooled_arms,
 )
 from lessonplan.statistics.labels import (
     UNLABELLED,
@@ -38,6 +37,7 @@ from lessonplan.statistics.labels import (
     received,
 )
 from lessonplan.statistics.luck import BestOf, best_of
+from lessonplan.statistics.power import components, smallest_gain
 from lessonplan.statistics.sources import (
     Agreement,
     Leak,
@@ -85,7 +85,7 @@ class Result:
             matter; floor: the larger; None where unknown.
         at_floor: neither the untuned model nor the baseline clears the floor.
         at_ceiling: the baseline cannot be told from perfect.
-        best: the best of the K gains beside luck; None where there is none.
+        best: the best of the K gains beside luck; None where there is none, or at floor or ceiling.
         pairs: every two arms compared; best_of_all: the arm that beats all others, if one does.
         smallest: the gain that would have been seen with a power of 80% at the first step of Holm's
             procedure (`typical_smallest`); None where no arm is testable.
@@ -200,7 +200,7 @@ def analyse(record: Record) -> Analysis:
     finished = []
     for result in results:
         own = [next(called) for _ in result.gains]
-        smallest = typical_smallest(result.outcome, [g.arm for g in own if g.testable], level)
+        smallest = typical_smallest(result.outcome, [g for g in own if g.testable], level)
         finished.append(replace(result, gains=own, smallest=smallest))
     strengths = [label_strength(check) for check in record.label_checks]
     rates = [row for picture in record.orders for row in received(picture)]
@@ -249,8 +249,9 @@ def _result(outcome: Outcome) -> Result:
         for gain in gains(outcome)
     ]
     best = None
-    if found:
-        best = best_of(np.stack([difference(outcome, g.arm, outcome.baseline) for g in found]))
+    if found and not blocked:
+        values = np.stack([difference(outcome, g.arm, outcome.baseline) for g in found])
+        best = best_of(values, pooled=pooled_arms(outcome))
     pairs = [] if blocked else all_pairs(outcome)
     return Result(
         outcome=outcome,
@@ -270,25 +271,20 @@ def _result(outcome: Outcome) -> Result:
     )
 
 
-def typical_smallest(outcome: Outcome, arms: Sequence[str], level: float) -> float | None:
-    """Return the gain that the study could have seen for an order like these, None for no arms.
+def typical_smallest(outcome: Outcome, gains: Sequence[Gain], level: float) -> float | None:
+    """Return the gain that the study could have seen for an order like these, None for no gains.
 
-    From the mean squares averaged over the arms: with three seeds those of a single arm differ so
-    much by luck that the smallest gain of each arm, taken alone, says little.
+    From components averaged over the arms: with three seeds those of a single arm differ so much by
+    luck that the smallest gain of each arm, taken alone, says little.
     """
-    if not arms:
+    found = components(outcome)
+    if not gains or found is None:
         return None
-    squares, sizes = [], []
-    for arm in arms:
-        values = difference(outcome, arm, outcome.baseline)
-        values = values[complete_runs(values)]
-        squares.append(mean_squares(values))
-        sizes.append(len(values))
-    seed, question, rest = np.mean(np.array(squares), axis=0)
-    n_seeds = int(np.median(sizes))
-    variance, df = mean_variance(seed, question, rest, n_seeds, values.shape[1])
-    smallest = smallest_visible(float(np.sqrt(variance)), float(df), level)
-    return None if np.isnan(smallest) else smallest
+    seeds = int(np.median([g.estimate.seeds for g in gains if g.estimate is not None]))
+    smallest = smallest_gain(
+        found, seeds, int(judged(outcome).sum()), arms=len(gains) + 1, level=level
+    )
+    return smallest if smallest > 0 else None
 
 
 def group_scores(outcome: Outcome) -> list[GroupScore]:
@@ -320,6 +316,7 @@ def _scores_of_part(
     if outcome.untuned is not None:
         rows.append(GroupScore(kind, name, size, "", float(outcome.untuned[chosen].mean()), None))
     baseline = outcome.arms[outcome.baseline][:, chosen]
+    pooled = pooled_arms(outcome, chosen)
     for arm, values in outcome.arms.items():
         part = values[:, chosen]
         present = complete_runs(part)
@@ -328,7 +325,7 @@ def _scores_of_part(
         gain = None
         both = present & complete_runs(baseline)
         if arm != outcome.baseline and both.any():
-            gain = mean_interval(part[both] - baseline[both])
+            gain = mean_interval(part[both] - baseline[both], pooled=pooled)
         rows.append(GroupScore(kind, name, size, arm, float(part[present].mean()), gain))
     return rows
 

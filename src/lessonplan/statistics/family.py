@@ -13,8 +13,10 @@ from lessonplan.evaluation.outcomes import Outcome
 from lessonplan.statistics.crossed import (
     LEAST_SEEDS,
     Estimate,
+    Pooled,
     complete_runs,
     mean_interval,
+    pooled_squares,
 )
 
 FloatArray = NDArray[np.float64]
@@ -95,6 +97,14 @@ def difference(outcome: Outcome, arm: str, other: str) -> FloatArray:
     return values
 
 
+def pooled_arms(outcome: Outcome, chosen: NDArray[np.bool_] | None = None) -> Pooled | None:
+    """Return `pooled_squares` of all arms, over the questions that count or those chosen ``[Q]``."""
+    kept = judged(outcome) if chosen is None else chosen
+    if kept.sum() < 2:
+        return None
+    return pooled_squares(np.stack([values[:, kept] for values in outcome.arms.values()]))
+
+
 def gains(outcome: Outcome) -> list[Gain]:
     """Return the gain of each arm over the baseline, in the order of the arms.
 
@@ -104,11 +114,12 @@ def gains(outcome: Outcome) -> list[Gain]:
         KeyError: the outcome has no baseline arm.
     """
     found = []
+    pooled = pooled_arms(outcome)
     for arm in outcome.arms:
         if arm == outcome.baseline:
             continue
         values = difference(outcome, arm, outcome.baseline)
-        estimate = None if np.isnan(values).all() else mean_interval(values)
+        estimate = None if np.isnan(values).all() else mean_interval(values, pooled=pooled)
         strategy = outcome.strategies.get(arm, arm)
         found.append(Gain(outcome.model, outcome.evaluation, arm, strategy, estimate))
     return found
@@ -119,13 +130,21 @@ def generalises(estimate: Estimate | None) -> bool:
     return estimate is not None and estimate.seeds >= LEAST_SEEDS and estimate.questions > 1
 
 
-def holm(p_values: Sequence[float]) -> FloatArray:
-    """Return p-values corrected by Holm's step-down procedure (1979), in the order given."""
-    from statsmodels.stats.multitest import multipletests
+def holm(p_values: Sequence[float] | FloatArray) -> FloatArray:
+    """Return p-values corrected by Holm's step-down procedure, in the order given.
 
-    if not len(p_values):
-        return np.empty(0)
-    return np.asarray(multipletests(list(p_values), method="holm")[1], dtype=np.float64)
+    Holm 1979, *Scandinavian Journal of Statistics* 6:65.
+
+    Args:
+        p_values: ``[..., K]``, a family along the last axis.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, axis=-1)
+    steps = np.take_along_axis(p, order, axis=-1) * np.arange(p.shape[-1], 0, -1)
+    corrected = np.empty_like(p)
+    stepped = np.minimum(np.maximum.accumulate(steps, axis=-1), 1.0)
+    np.put_along_axis(corrected, order, stepped, axis=-1)
+    return corrected
 
 
 def all_pairs(outcome: Outcome) -> list[Pair]:
@@ -134,10 +153,11 @@ def all_pairs(outcome: Outcome) -> list[Pair]:
     Descriptive: outside the primary family. Pairs that share fewer than three seeds are left out.
     """
     found: list[tuple[str, str, Estimate]] = []
+    pooled = pooled_arms(outcome)
     for arm, other in combinations(outcome.arms, 2):
         values = difference(outcome, arm, other)
         if not np.isnan(values).all():
-            estimate = mean_interval(values)
+            estimate = mean_interval(values, pooled=pooled)
             if generalises(estimate):
                 found.append((arm, other, estimate))
     corrected = holm([estimate.p for _, _, estimate in found])

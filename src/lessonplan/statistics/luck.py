@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lessonplan.seeds import stream
-from lessonplan.statistics.crossed import LEAST_SEEDS, complete_runs, mean_interval
+from lessonplan.statistics.crossed import LEAST_SEEDS, Pooled, complete_runs, mean_interval
 
 FloatArray = NDArray[np.float64]
 DRAWS = 20_000
@@ -71,7 +71,9 @@ def _semi_definite(matrix: FloatArray) -> FloatArray:
     return np.asarray((vectors * np.maximum(values, 0.0)) @ vectors.T)
 
 
-def best_of(values: FloatArray, confidence: float = 0.95, seed: int = 0) -> BestOf | None:
+def best_of(
+    values: FloatArray, confidence: float = 0.95, seed: int = 0, *, pooled: Pooled | None = None
+) -> BestOf | None:
     """Return the best of K gains beside what luck gives, by simulation from a fixed seed.
 
     K correlated gains of mean zero are drawn with the standard errors of `mean_interval` and the
@@ -81,6 +83,7 @@ def best_of(values: FloatArray, confidence: float = 0.95, seed: int = 0) -> Best
 
     Args:
         values: ``[K, S, Q]``, arm minus baseline; an arm's row of NaN is a missing run.
+        pooled: of all arms, as in `mean_interval`.
 
     Returns:
         None where no arm has a gain with a standard error.
@@ -90,7 +93,7 @@ def best_of(values: FloatArray, confidence: float = 0.95, seed: int = 0) -> Best
     present = [k for k in range(len(values)) if not np.isnan(values[k]).all()]
     if not present or values.shape[2] < 2:
         return None
-    estimates = [mean_interval(values[k]) for k in present]
+    estimates = [mean_interval(values[k], pooled=pooled) for k in present]
     se = np.array([e.se for e in estimates])
     if not (se > 0).any():
         return None

@@ -7,6 +7,7 @@ strategies under both.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, permutations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from lessonplan.evaluation.outcomes import LabelSource, Outcome
 from lessonplan.seeds import stream
 from lessonplan.statistics.crossed import Estimate, mean_interval
-from lessonplan.statistics.family import ALPHA, difference, generalises, holm, judged
+from lessonplan.statistics.family import ALPHA, difference, generalises, holm, judged, pooled_arms
 from lessonplan.statistics.labels import rank_correlation
 
 FloatArray = NDArray[np.float64]
@@ -411,7 +412,7 @@ def _pair_gains(
     cells: dict[tuple[str, str], dict[str, str]],
     blocked: str,
 ) -> list[SourceGain]:
-    kept = judged(outcome)
+    kept, pooled_seeds = judged(outcome), pooled_arms(outcome)
     parts: dict[tuple[str, str], tuple[FloatArray, FloatArray]] = {}
     for cell, arms in cells.items():
         if source in arms and other in arms:
@@ -422,7 +423,10 @@ def _pair_gains(
     def line(
         cells: Sequence[tuple[str, str]], pooled: bool, scores: FloatArray, gap: FloatArray
     ) -> SourceGain:
-        estimate = mean_interval(gap)
+        # A strategy weighs 1 / strategies, and is split among its cells, each one arm minus another.
+        often = Counter(strategy for strategy, _ in cells)
+        weight = sum(2.0 / often[strategy] for strategy in often) / len(often) ** 2
+        estimate = mean_interval(gap, pooled=pooled_seeds, weight=weight)
         score = float(scores[~np.isnan(gap).any(axis=1)].mean())
         return SourceGain(
             model=outcome.model,

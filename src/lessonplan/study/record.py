@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,10 @@ def _outcome(
     ids = questions["id"].to_pylist()
     place = {identifier: i for i, identifier in enumerate(ids)}
     seeds = list(plan["seeds"])
-    arms = {run["arm"]: np.full((len(seeds), len(ids)), np.nan) for run in runs}
-    chosen = {arm: np.full(values.shape, -1) for arm, values in arms.items()}
+    right = {run["arm"]: np.zeros((len(seeds), len(ids))) for run in runs}
+    scored = {arm: np.zeros_like(values) for arm, values in right.items()}
+    # Held-out folds make one list of choices together; elsewhere each fold's model makes its own.
+    chosen: dict[tuple[str, int], list[NDArray[np.int64]]] = defaultdict(list)
     along: dict[str, list[tuple[int, pa.Table]]] = defaultdict(list)
     finals: dict[str, int] = {}
     # Folds make one result together: where one lacks, the others are no run to be compared.
@@ -107,21 +110,32 @@ def _outcome(
                 continue
             table = read_table(file)
             if evaluation["kind"] == "final":
-                _fill(arms[run["arm"]][row], table, place)
-                _fill(chosen[run["arm"]][row], table, place, "chosen")
+                rows, correct = _rows(table, place), table["correct"].to_numpy()
+                right[run["arm"]][row, rows] += correct
+                scored[run["arm"]][row, rows] += 1
+                choices = chosen[run["arm"], row]
+                if of != training or not choices:
+                    choices.append(np.full(len(ids), -1, dtype=np.int64))
+                choices[-1][rows] = table["chosen"].to_numpy()
                 end = int(table["checkpoint"][0].as_py())
                 finals[run["arm"]] = max(end, finals.get(run["arm"], 0))
             else:
                 along[run["arm"]].append((row, table))
+    # Several folds' models answer the same questions of a separate set: one seed's value is their
+    # mean.
+    arms = {arm: _mean(right[arm], scored[arm]) for arm in right}
+    answers = questions["answer"].to_numpy()
+    f1 = {arm: _f1(answers, [chosen[arm, row] for row in range(len(seeds))]) for arm in arms}
     untuned = np.full(len(ids), np.nan)
     base = _untuned_table(folder, plan, model, of)
     if base is not None:
-        _fill(untuned, base, place)
-        chosen[UNTUNED] = np.full((1, len(ids)), -1)
-        _fill(chosen[UNTUNED][0], base, place, "chosen")
+        rows = _rows(base, place)
+        untuned[rows] = base["correct"].to_numpy()
+        choices_untuned = np.full(len(ids), -1, dtype=np.int64)
+        choices_untuned[rows] = base["chosen"].to_numpy()
+        f1[UNTUNED] = _f1(answers, [[choices_untuned]])
     options = questions["options"].to_pylist()
-    answers = questions["answer"].to_numpy()
-    right = [o[a] for o, a in zip(options, answers, strict=True)]
+    texts = [o[a] for o, a in zip(options, answers, strict=True)]
     return Outcome(
         model=model,
         evaluation=name
@@ -134,16 +148,13 @@ def _outcome(
         sources={run["arm"]: run["sources"] for run in runs},
         baseline=plan["baseline"],
         untuned=None if np.isnan(untuned).any() else untuned,
-        f1={
-            arm: np.array([_f1(answers, choices) for choices in values])
-            for arm, values in chosen.items()
-        },
+        f1=f1,
         answers=answers,
         n_options=np.array([len(o) for o in options], dtype=np.int64),
         letters_matter=plan["scoring"]["form"] == "letter",
         categories=_categories(questions["category"]),
         difficulty=_numbers(questions["difficulty"]),
-        answer_seen=_seen(data[training], right, of == training),
+        answer_seen=_seen(data[training], texts, of == training),
         curves=_curves(arms, along, finals, untuned, place),
         folds=plan["folds"].get(training, 1) if of == training else 1,
         meaningless=elsewhere({"options": options}, plan["scoring"]["form"])
@@ -152,15 +163,24 @@ def _outcome(
     )
 
 
-def _fill(
-    values: NDArray[Any], table: pa.Table, place: dict[str, int], column: str = "correct"
-) -> None:
-    rows = [place[identifier] for identifier in table["id"].to_pylist()]
-    values[rows] = table[column].to_numpy().astype(values.dtype)
+def _rows(table: pa.Table, place: dict[str, int]) -> list[int]:
+    return [place[identifier] for identifier in table["id"].to_pylist()]
 
 
-def _f1(answers: NDArray[np.int64], chosen: NDArray[np.int64]) -> float:
-    return float("nan") if (chosen < 0).any() else weighted_f1(answers, chosen)
+def _mean(total: NDArray[np.float64], count: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return total / count, NaN where nothing was counted."""
+    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+
+
+def _f1(
+    answers: NDArray[np.int64], runs: Sequence[Sequence[NDArray[np.int64]]]
+) -> NDArray[np.float64]:
+    """Return the weighted F1 of each run, the mean over its models' choices; NaN where missing."""
+    found = np.full(len(runs), np.nan)
+    for row, choices in enumerate(runs):
+        if choices and not any((c < 0).any() for c in choices):
+            found[row] = np.mean([weighted_f1(answers, c) for c in choices])
+    return found
 
 
 def _curves(
@@ -183,14 +203,17 @@ def _curves(
             if (at := [step[j] for step in steps if j < len(step)])
         ]
         seen = [0, *points, *([finals[arm]] if arm in finals else [])]
-        values = np.full((len(arms[arm]), len(seen), len(part)), np.nan)
-        values[:, 0] = untuned[part]
-        if arm in finals:
-            values[:, -1] = arms[arm][:, part]
+        right = np.zeros((len(arms[arm]), len(seen), len(part)))
+        scored = np.zeros_like(right)
         for (row, table), step in zip(tables, steps, strict=True):
             where = [column[place[i]] for i in table["id"].to_pylist()]
             at = [1 + step.index(c) for c in table["checkpoint"].to_pylist()]
-            values[row, at, where] = table["correct"].to_numpy().astype(np.float64)
+            right[row, at, where] += table["correct"].to_numpy()
+            scored[row, at, where] += 1
+        values = _mean(right, scored)
+        values[:, 0] = untuned[part]
+        if arm in finals:
+            values[:, -1] = arms[arm][:, part]
         curves[arm] = Curve(np.array(seen, dtype=np.int64), values)
     return curves
 
