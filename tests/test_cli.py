@@ -693,7 +693,7 @@ def test_lists() -> None:
 def test_help_of_every_command() -> None:
     said = run("--help")
     assert said.status == 0
-    commands = ["study", "status", "report", "compare", "order", "train", "evaluate"]
+    commands = ["study", "status", "report", "compare", "plan", "order", "train", "evaluate"]
     for command in [*commands, "strategies", "models", "datasets"]:
         assert f"\n  {command} " in said.out
         help_text = run(command, "--help")

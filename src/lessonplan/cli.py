@@ -28,6 +28,7 @@ from lessonplan.cli_options import (
     read_columns_option,
     say,
 )
+from lessonplan.cli_plan import plan
 from lessonplan.errors import NO_ROOM, InputError, counted, without_secrets
 from lessonplan.orders import STRATEGIES
 
@@ -42,6 +43,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(label_app, name="label")
+app.command()(plan)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from sklearn.metrics import adjusted_mutual_info_score, mutual_info_score
 
 from lessonplan.evaluation.outcomes import LabelSource, Outcome, Record
 from lessonplan.statistics import analyse, mean_interval, verdict
+from lessonplan.statistics.crossed import pooled_squares
 from lessonplan.statistics.labels import rank_correlation
 from lessonplan.statistics.sources import (
     agreements,
@@ -284,7 +285,10 @@ def test_the_pooled_line_weighs_strategies_alike():
             for c in ("human", "cluster")
         ),
     ]
-    expected = mean_interval(sum(parts) / 3)
+    # Squared weights of the arms: two strategies with one difference each, one with two halves.
+    weight = (2 + 2 + 4 * 0.5**2) / 9
+    every = pooled_squares(np.stack(list(a.values())))
+    expected = mean_interval(sum(parts) / 3, pooled=every, weight=weight)
     pooled = next(g for g in source_gains(outcome) if g.pooled and g.kind == "difficulty")
     assert pooled.estimate.mean == pytest.approx(expected.mean)
     assert pooled.estimate.p == pytest.approx(expected.p)

@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
+from sklearn.metrics import f1_score
 
 from lessonplan.errors import InputError
-from lessonplan.study import Study, read_record
+from lessonplan.study import Study, read_record, run_study
 from lessonplan.study.plan import Plan, make_plan
 from lessonplan.study.status import status_table
 from lessonplan.study.store import Folder, begin
@@ -25,9 +26,18 @@ Finished = tuple[Path, Plan]
 
 
 def final_of(folder: Path, run: dict[str, Any], of: str = "test") -> pd.DataFrame:
-    evaluation = next(e for e in run["evaluations"] if (e["of"], e["kind"]) == (of, "final"))
-    file = folder / "tunings" / run["id"] / "evaluations" / f"{evaluation['id']}.parquet"
-    return pd.read_parquet(file)
+    return pd.read_parquet(file_of(folder, run, "final", of))
+
+
+def file_of(folder: Path, run: dict[str, Any], kind: str, of: str = "test") -> Path:
+    evaluation = next(e for e in run["evaluations"] if (e["of"], e["kind"]) == (of, kind))
+    return folder / "tunings" / run["id"] / "evaluations" / f"{evaluation['id']}.parquet"
+
+
+def curve_ids(folder: Path, run: dict[str, Any]) -> list[str]:
+    """The ids of the questions scored on the way, in the order of the set."""
+    ids = pd.read_parquet(file_of(folder, run, "curve")).id.unique()
+    return sorted(ids, key=lambda i: int(i[1:]))
 
 
 def runs_of(folder: Path) -> list[dict[str, Any]]:
@@ -123,6 +133,46 @@ def test_gaps_where_runs_are_missing(finished: Finished, tmp_path: Path) -> None
     table = status_table(folder)
     assert str(table.title) == "tiny study: 4 of 6 runs done"
     assert list(table.columns[1].cells) == ["2 of 2", "1 of 2", "1 of 2"]
+
+
+def test_folds_models_are_averaged_on_a_separate_set(
+    make: Callable[..., Study], data: Path, tmp_path: Path
+) -> None:
+    study = make(
+        training=[{"data": str(data / "train.jsonl"), "folds": 2}],
+        strategies=["random", "blocked"],
+    )
+    run_study(study, tmp_path)
+    outcomes = {outcome.evaluation: outcome for outcome in read_record(tmp_path).outcomes}
+    apart, held_out = outcomes["test"], outcomes["train (held out)"]
+    runs = [run for run in runs_of(tmp_path) if run["arm"] != "untuned"]
+    differ = 0
+    for arm, seed in itertools.product(("random", "blocked"), (0, 1)):
+        own = [run for run in runs if (run["arm"], run["seed"]) == (arm, seed)]
+        tables = [final_of(tmp_path, run).set_index("id").loc[apart.ids] for run in own]
+        assert len(tables) == 2
+        mean = np.mean([table.correct for table in tables], axis=0)
+        np.testing.assert_array_equal(apart.arms[arm][seed], mean)
+        differ += (mean == 0.5).sum()
+        f1 = [f1_score(t.answer, t.chosen, average="weighted", zero_division=0) for t in tables]
+        assert apart.f1[arm][seed] == pytest.approx(np.mean(f1))
+        # Held out, each question is answered by one fold's model, and the folds make one list.
+        tables = [final_of(tmp_path, run, of="train (held out)") for run in own]
+        whole = pd.concat(tables).set_index("id").loc[held_out.ids]
+        np.testing.assert_array_equal(held_out.arms[arm][seed], whole.correct)
+        expected = f1_score(whole.answer, whole.chosen, average="weighted", zero_division=0)
+        assert held_out.f1[arm][seed] == pytest.approx(expected)
+    assert differ > 0
+    part = [apart.ids.index(i) for i in curve_ids(tmp_path, runs[0])]
+    along = [
+        pd.read_parquet(file_of(tmp_path, run, "curve")).set_index("id").correct
+        for run in runs
+        if (run["arm"], run["seed"]) == ("random", 0)
+    ]
+    curve = apart.curves["random"].values[0]
+    ids = [apart.ids[i] for i in part]
+    np.testing.assert_array_equal(curve[1], np.mean([c.loc[ids] for c in along], axis=0))
+    np.testing.assert_array_equal(curve[-1], apart.arms["random"][0, part])
 
 
 def test_no_study(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def pooled_squares(arms: FloatArray) -> Pooled | None:
         arms: ``[..., A, S, Q]`` with Q at least 2; a run of NaN is missing, the same ones in all
             studies of the leading axes.
     """
-    *studies, n_arms, n_seeds, n_questions = arms.shape
+    n_arms, n_seeds, n_questions = arms.shape[-3:]
     present = ~np.isnan(arms[..., 0]).reshape(-1, n_arms, n_seeds).any(axis=0)
     arm, seed = np.nonzero(present)
     design = np.zeros((len(arm), n_arms + n_seeds))
@@ -239,7 +239,9 @@ def mean_interval(
     variance, df = np.nan, np.nan
     if scope == SEEDS_AND_QUESTIONS:
         squares = mean_squares(values)
-        variance, df = (float(x) for x in mean_variance(*squares, n_seeds, n_questions, pooled, weight))
+        variance, df = (
+            float(x) for x in mean_variance(*squares, n_seeds, n_questions, pooled, weight)
+        )
     elif n_questions > 1:
         variance, df = float(values.mean(axis=0).var(ddof=1)) / n_questions, n_questions - 1.0
     elif n_seeds > 1 and scope == SEEDS:

@@ -98,7 +98,7 @@ def difference(outcome: Outcome, arm: str, other: str) -> FloatArray:
 
 
 def pooled_arms(outcome: Outcome, chosen: NDArray[np.bool_] | None = None) -> Pooled | None:
-    """Return `pooled_squares` of all arms, over the questions that count or those chosen ``[Q]``."""
+    """Return `pooled_squares` of all arms, over the questions that count or those chosen."""
     kept = judged(outcome) if chosen is None else chosen
     if kept.sum() < 2:
         return None

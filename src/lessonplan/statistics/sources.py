@@ -423,7 +423,7 @@ def _pair_gains(
     def line(
         cells: Sequence[tuple[str, str]], pooled: bool, scores: FloatArray, gap: FloatArray
     ) -> SourceGain:
-        # A strategy weighs 1 / strategies, and is split among its cells, each one arm minus another.
+        # Strategies weigh alike; each is split among its cells, one arm minus another.
         often = Counter(strategy for strategy, _ in cells)
         weight = sum(2.0 / often[strategy] for strategy in often) / len(often) ** 2
         estimate = mean_interval(gap, pooled=pooled_seeds, weight=weight)

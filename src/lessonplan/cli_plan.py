@@ -1,0 +1,363 @@
+"""The command `lessonplan plan`: how many seeds and questions it takes to see a gain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lessonplan.errors import InputError, counted
+
+if TYPE_CHECKING:
+    from lessonplan.statistics.power import Components
+    from lessonplan.study.cost import Cost
+
+SEEDS = (3, 5, 10, 20)
+MULTIPLES = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One model on one evaluation set, as it is planned.
+
+    Attributes:
+        place: "model on evaluation set".
+        arms: how many, baseline included.
+        found: components; None where nothing can be planned, and `origin` says why.
+        origin: where the components are from, one sentence.
+    """
+
+    place: str
+    metric: str
+    questions: int
+    arms: int
+    found: Components | None
+    origin: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a study asks for.
+
+    Attributes:
+        family: tests that Holm's correction runs over.
+        runs_per_seed: fine-tunings of one seed.
+        cost: what a run takes here; None where unknown.
+    """
+
+    name: str
+    comparisons: list[Comparison]
+    family: int
+    runs_per_seed: int
+    seeds: int
+    cost: Cost | None
+
+
+def plan(
+    study: Annotated[
+        Path, typer.Argument(metavar="STUDY", help="A study's folder, finished or not, or file.")
+    ],
+    gain: Annotated[
+        float | None,
+        typer.Option(help="A gain to plan for, in points of accuracy (or in units of the score)."),
+    ] = None,
+    power: Annotated[float, typer.Option(help="Probability of seeing it.")] = 0.8,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            help="A study's folder whose gains vary as those of STUDY will, and its cost."
+        ),
+    ] = None,
+    questions: Annotated[
+        list[int] | None, typer.Option(help="Evaluation questions; may be given several times.")
+    ] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option(help="Seeds; may be given several times.")
+    ] = None,
+) -> None:
+    """Say which gains a study can see with how many seeds and questions, and at what cost."""
+    from rich.console import Console
+    from rich.text import Text
+
+    _check(gain, power, questions, seeds)
+    laid_out = _of_folder(study, like) if study.is_dir() else _of_file(study, like)
+    console = Console()
+    for comparison in laid_out.comparisons:
+        if comparison.found is None:
+            console.print(Text(f"{comparison.place}: {comparison.origin}\n"))
+            continue
+        if gain is None:
+            table = _smallest_table(laid_out, comparison, power, questions, seeds)
+        else:
+            table = _needed_table(laid_out, comparison, gain, power, questions)
+        console.print(table)
+        console.print(Text(comparison.origin + "\n"))
+    console.print(Text(_cost_words(laid_out)))
+
+
+def _check(
+    gain: float | None, power: float, questions: list[int] | None, seeds: list[int] | None
+) -> None:
+    if not 0 < power < 1:
+        raise InputError(f"--power is a probability between 0 and 1, such as 0.8, not {power:g}.")
+    if gain is not None and not gain > 0:
+        raise InputError(f"--gain is a number above 0, such as 2 for two points, not {gain:g}.")
+    for option, least, given in (("--questions", 2, questions), ("--seeds", 3, seeds)):
+        for number in given or []:
+            if number < least:
+                raise InputError(f"{option} takes {least} or more, not {number}.")
+
+
+def _of_folder(path: Path, like: Path | None) -> Layout:
+    from lessonplan.statistics.family import judged
+    from lessonplan.statistics.power import components
+    from lessonplan.statistics.verdict import place_of
+    from lessonplan.study import read_record
+    from lessonplan.study.cost import run_cost
+
+    record = read_record(path)
+    comparisons = []
+    for outcome in record.outcomes:
+        found, origin = components(outcome), ""
+        at_limit = _limit(outcome)
+        if at_limit:
+            found, origin = None, at_limit
+        elif found is not None and like is None:
+            origin = (
+                "Components of a gain from the study's own runs "
+                f"({found.df} degrees of freedom between seeds): {_words(found, outcome.metric)}."
+            )
+        else:
+            found, origin = _elsewhere(like, outcome.metric)
+        comparisons.append(
+            Comparison(
+                place_of(outcome.model, outcome.evaluation),
+                outcome.metric,
+                int(judged(outcome).sum()),
+                len(outcome.arms),
+                found,
+                origin,
+            )
+        )
+    seeds = len(record.outcomes[0].seeds) if record.outcomes else 0
+    return Layout(
+        record.title,
+        comparisons,
+        sum(c.arms - 1 for c in comparisons),
+        record.runs_planned // max(seeds, 1),
+        seeds,
+        run_cost(path) or (None if like is None else run_cost(like)),
+    )
+
+
+def _limit(outcome: Any) -> str:
+    """Say why an outcome's scores tell nothing about orders, "" where they do."""
+    from lessonplan.evaluation.outcomes import Record
+    from lessonplan.statistics import analyse
+
+    (result,) = analyse(Record(title="", outcomes=[outcome])).results
+    if not result.blocked:
+        return ""
+    return (
+        f"nothing can be planned, since the model is at the {result.blocked} here; more seeds or "
+        "questions do not change that."
+    )
+
+
+def _of_file(path: Path, like: Path | None) -> Layout:
+    from lessonplan.data import read_questions
+    from lessonplan.study import load_study
+    from lessonplan.study.config import DataSpec
+    from lessonplan.study.cost import run_cost
+    from lessonplan.study.plan import arms, held_out_name
+
+    study = load_study(path, [])
+
+    def size(spec: DataSpec) -> int:
+        read = read_questions(
+            spec.data,
+            split=spec.split,
+            columns=spec.columns,
+            format=spec.format,
+            bad_rows=spec.bad_rows,
+            answer_base=spec.answer_base,
+        )
+        return min(len(read.questions), spec.sample or len(read.questions))
+
+    names = [name for name, _, _ in arms(study)]
+    sets = [(spec.title, size(spec)) for spec in study.evaluation]
+    held_out = [(held_out_name(t.title), size(t)) for t in study.training if t.folds]
+    metric = "accuracy"
+    found, origin = _elsewhere(like, metric)
+    comparisons = [
+        Comparison(f"{model.title} on {name}", metric, n, len(names), found, origin)
+        for model in study.models
+        for name, n in held_out + sets * len(study.training)
+    ]
+    tunings = sum(spec.folds or 1 for spec in study.training) * len(study.models)
+    return Layout(
+        study.name,
+        comparisons,
+        sum(c.arms - 1 for c in comparisons),
+        tunings * len(names),
+        len(study.seeds),
+        None if like is None else run_cost(like),
+    )
+
+
+def _elsewhere(like: Path | None, metric: str) -> tuple[Components, str]:
+    """Return components from another study, or those that are taken where nothing is known."""
+    from lessonplan.statistics.power import DEMO, components, mean_components
+    from lessonplan.study import read_record
+
+    if like is None:
+        return DEMO, (
+            "Components of a gain as stated in lessonplan, from its demo (SmolLM2-135M tuned on "
+            f"320 questions of ICD-10-CM, three seeds): {_words(DEMO, metric)}. A guess for other "
+            "models and data: --like FOLDER takes those of a study that was run."
+        )
+    outcomes = [o for o in read_record(like).outcomes if o.metric == metric and not _limit(o)]
+    known = [c for c in map(components, outcomes) if c is not None]
+    if not known:
+        raise InputError(
+            f"{like}: no model there has two seeds of some order and its baseline, away from floor "
+            "and ceiling, so it cannot say how gains vary."
+        )
+    found = mean_components(known)
+    return found, f"Components of a gain from {like}: {_words(found, metric)}."
+
+
+def _words(found: Components, metric: str) -> str:
+    from lessonplan.statistics.verdict import amount
+
+    between, high, question, rest = (
+        amount(x**0.5, metric) for x in (found.seed, found.seed_high, found.question, found.rest)
+    )
+    sure = f" (at most {high}, with 90% confidence)" if found.seed_high > found.seed else ""
+    return (
+        f"it differs by {between} from seed to seed{sure}, by {question} from question to question "
+        f"and by {rest} beyond that (standard deviations)"
+    )
+
+
+def _smallest_table(
+    laid_out: Layout,
+    comparison: Comparison,
+    power: float,
+    questions: list[int] | None,
+    seeds: list[int] | None,
+) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    from lessonplan.statistics.power import smallest_gain
+    from lessonplan.statistics.verdict import amount
+
+    sizes = questions or [comparison.questions * m for m in MULTIPLES]
+    rows = sorted(set(seeds or {*SEEDS, laid_out.seeds} - {0, 1, 2}))
+    table = Table(
+        title=Text(
+            f"{comparison.place}: the smallest gain seen with a power of {power:.0%}, "
+            f"{_holm(laid_out)}"
+        ),
+        title_justify="left",
+    )
+    table.add_column("seeds", justify="right")
+    table.add_column("runs", justify="right")
+    for size in sizes:
+        table.add_column(counted(size, "question"), justify="right")
+    for number in rows:
+        cells = []
+        for size in sizes:
+            low, high = (
+                amount(
+                    smallest_gain(
+                        c, number, size, arms=comparison.arms, level=_level(laid_out), power=power
+                    ),
+                    comparison.metric,
+                )
+                for c in _both(comparison)
+            )
+            cell = low if low == high else f"{low.split()[0]} to {high}"
+            cells.append(cell + _hours(laid_out, comparison, number, size))
+        table.add_row(str(number), str(number * laid_out.runs_per_seed), *cells)
+    return table
+
+
+def _needed_table(
+    laid_out: Layout,
+    comparison: Comparison,
+    gain: float,
+    power: float,
+    questions: list[int] | None,
+) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    from lessonplan.statistics.power import MOST_SEEDS, seeds_needed
+    from lessonplan.statistics.verdict import ACCURACY, amount
+
+    wanted = gain / 100 if comparison.metric == ACCURACY else gain
+    table = Table(
+        title=Text(
+            f"{comparison.place}: seeds needed to see a gain of "
+            f"{amount(wanted, comparison.metric)} with a power of {power:.0%}, {_holm(laid_out)}"
+        ),
+        title_justify="left",
+    )
+    for heading in ("questions", "seeds", "runs", "hours here"):
+        table.add_column(heading, justify="right")
+    for size in questions or [comparison.questions * m for m in (*MULTIPLES, 8, 16)]:
+        needed = [
+            seeds_needed(c, wanted, size, arms=comparison.arms, level=_level(laid_out), power=power)
+            for c in _both(comparison)
+        ]
+        columns: list[list[str]] = [[], [], []]
+        for number in dict.fromkeys(needed):
+            if number is None:
+                shown = [f"over {MOST_SEEDS}", "–", "–"]
+            else:
+                hours = _hours(laid_out, comparison, number, size).strip(" ()h")
+                shown = [str(number), str(number * laid_out.runs_per_seed), hours or "unknown"]
+            for column, text in zip(columns, shown, strict=True):
+                column.append(text)
+        table.add_row(str(size), *(" to ".join(dict.fromkeys(c)) for c in columns))
+    return table
+
+
+def _both(comparison: Comparison) -> list[Components]:
+    assert comparison.found is not None
+    return [comparison.found, comparison.found.cautious]
+
+
+def _level(laid_out: Layout) -> float:
+    from lessonplan.statistics.family import ALPHA
+
+    return ALPHA / max(laid_out.family, 1)
+
+
+def _holm(laid_out: Layout) -> str:
+    return f"after Holm's correction over {counted(laid_out.family, 'test')}"
+
+
+def _hours(laid_out: Layout, comparison: Comparison, seeds: int, questions: int) -> str:
+    if laid_out.cost is None:
+        return ""
+    runs = seeds * laid_out.runs_per_seed
+    hours = laid_out.cost.hours(runs, questions / comparison.questions)
+    return f" ({hours:.2g} h)" if hours < 10 else f" ({hours:.0f} h)"
+
+
+def _cost_words(laid_out: Layout) -> str:
+    cost = laid_out.cost
+    said = f"A seed takes {counted(laid_out.runs_per_seed, 'run')}"
+    if cost is None:
+        return f"{said}; what a run takes here is unknown until some are done (or with --like)."
+    return (
+        f"{said}, a run {cost.tuning:.0f} s of tuning and {cost.scoring:.0f} s of scoring, with "
+        f"{counted(cost.workers, 'worker')}. Hours are for all runs of the study; what is finished "
+        "is kept. Where two figures stand, the second takes the variation between seeds at its "
+        "upper 90% bound."
+    )

@@ -1,0 +1,174 @@
+"""`lessonplan plan`: on a folder, on a file, with another study's components; its figures."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bench.validation import Cell, draw
+
+import lessonplan.study
+from lessonplan import cli
+from lessonplan.evaluation.outcomes import Outcome, Record
+from lessonplan.statistics.power import DEMO, components, seeds_needed, smallest_gain
+from lessonplan.study.store import TUNING
+
+STUDY = """
+name: planned
+models: [{model: nowhere, name: m}]
+training: DATA
+evaluation: [{data: DATA, name: exam, sample: 20}]
+strategies: [random, blocked, interleaved]
+seeds: 3
+labels: {category: {human: {column: category}}}
+workers: 2
+"""
+
+
+def plan(*arguments: object) -> tuple[int, str]:
+    out, argv = io.StringIO(), sys.argv
+    sys.argv = ["lessonplan", "plan", *map(str, arguments)]
+    status = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            cli.main()
+    except SystemExit as end:
+        status = int(end.code or 0)
+    finally:
+        sys.argv = argv
+    return status, re.sub(r"\s+", " ", out.getvalue())
+
+
+@pytest.fixture
+def outcome() -> Outcome:
+    cell = Cell("logistic", 4, questions=120, arms=3, arm_seed=0.3, arm_question=0.6)
+    (values,) = draw(cell, 1, np.random.default_rng(3))
+    names = ["random", "blocked", "interleaved"]
+    return Outcome(
+        model="m",
+        evaluation="exam",
+        seeds=[0, 1, 2, 3],
+        ids=[str(i) for i in range(120)],
+        arms=dict(zip(names, values, strict=True)),
+        strategies={n: n for n in names},
+        sources={n: {} for n in names},
+        n_options=np.full(120, 5),
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, outcome: Outcome, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What `plan` reads of a study folder; the scores themselves are made up."""
+    path = tmp_path / "done"
+    runs = [{"id": f"{arm}{seed}", "arm": arm} for arm in outcome.arms for seed in range(4)]
+    path.mkdir()
+    (path / "plan.json").write_text(json.dumps({"runs": runs}))
+    (path / "study.yaml").write_text("name: planned\nworkers: 2\n")
+    for run in runs[:6]:
+        (path / "tunings" / run["id"]).mkdir(parents=True)
+        log = json.dumps({"seconds": 3600.0, "scoring_seconds": 1200.0})
+        (path / "tunings" / run["id"] / TUNING).write_text(log)
+    record = Record(title="planned", outcomes=[outcome], runs_planned=12)
+    monkeypatch.setattr(lessonplan.study, "read_record", lambda _: record)
+    return path
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    rows = [
+        {"id": f"q{i}", "question": f"Of which kind is number {i}?", "options": ["a", f"b{i}"],
+         "answer": "AB"[i % 2], "category": "xyz"[i % 3]}
+        for i in range(30)
+    ]  # fmt: skip
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    study = tmp_path / "study.yaml"
+    study.write_text(STUDY.replace("DATA", str(tmp_path / "data.jsonl")))
+    return study
+
+
+def points(gain: float) -> str:
+    return f"{gain * 100:.1f}"
+
+
+def test_a_folder_says_what_it_can_see_and_what_it_costs(folder: Path, outcome: Outcome) -> None:
+    status, said = plan(folder, "--seeds", 6, "--questions", 240)
+    assert status == 0
+    found = components(outcome)
+    assert found is not None
+    low, high = (
+        points(smallest_gain(c, 6, 240, arms=3, level=0.025)) for c in (found, found.cautious)
+    )
+    # 18 runs of 2,400 s tuning and twice 1,200 s of scoring, two at a time: 12 hours.
+    assert f"│ 6 │ 18 │ {low} to {high} points (12 h) │" in said
+    assert "m on exam" in said
+    assert f"({found.df} degrees of freedom between seeds)" in said
+    assert "a run 2400 s of tuning and 1200 s of scoring, with 2 workers" in said
+
+
+def test_a_gain_says_how_many_seeds(folder: Path, outcome: Outcome) -> None:
+    status, said = plan(folder, "--gain", 8, "--questions", 480, "--power", 0.9)
+    assert status == 0
+    found = components(outcome)
+    assert found is not None
+    least, most = (
+        seeds_needed(c, 0.08, 480, arms=3, level=0.025, power=0.9) for c in (found, found.cautious)
+    )
+    assert least is not None
+    assert most is not None
+    assert f"│ 480 │ {least} to {most} │ {3 * least} to {3 * most} │" in said
+    status, said = plan(folder, "--gain", 0.1)
+    assert "over 200" in said
+
+
+def test_a_model_at_the_floor_has_no_plan(folder: Path, outcome: Outcome) -> None:
+    for values in outcome.arms.values():
+        values[:] = 0.0
+        values[:, ::5] = 1.0
+    status, said = plan(folder)
+    assert status == 0
+    assert "m on exam: nothing can be planned, since the model is at the floor" in said
+    assert "┃" not in said
+
+
+def test_a_file_that_was_not_run(file: Path, folder: Path, outcome: Outcome) -> None:
+    status, said = plan(file, "--seeds", 5)
+    assert status == 0
+    for questions in (20, 40, 80):
+        assert f"{questions} questions" in said
+        assert points(smallest_gain(DEMO, 5, questions, arms=3, level=0.025)) in said
+    assert "│ 5 │ 15 │" in said
+    assert "from its demo" in said
+    assert "unknown until some are done" in said
+    status, said = plan(file, "--seeds", 5, "--like", folder)
+    found = components(outcome)
+    assert found is not None
+    assert points(smallest_gain(found, 5, 20, arms=3, level=0.025)) in said
+    assert "2400 s of tuning" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--power 1.5", "--power is a probability"),
+        ("--gain -2", "--gain is a number above 0"),
+        ("--seeds 2", "--seeds takes 3 or more"),
+        ("--questions 1", "--questions takes 2 or more"),
+    ],
+)
+def test_bad_options(folder: Path, option: str, message: str) -> None:
+    status, said = plan(folder, *option.split())
+    assert status == 2
+    assert message in said
+
+
+def test_no_study_there(tmp_path: Path) -> None:
+    assert plan(tmp_path / "none.yaml")[0] == 2
+    status, said = plan(tmp_path)
+    assert status == 2
+    assert "is no study folder" in said
