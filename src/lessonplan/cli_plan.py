@@ -296,8 +296,9 @@ def _needed_table(
     from rich.table import Table
     from rich.text import Text
 
+    from lessonplan.statistics.analysis import ACCURACY
     from lessonplan.statistics.power import MOST_SEEDS, seeds_needed
-    from lessonplan.statistics.verdict import ACCURACY, amount
+    from lessonplan.statistics.verdict import amount
 
     wanted = gain / 100 if comparison.metric == ACCURACY else gain
     table = Table(
