@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench.validation import Cell, draw
 
 import lessonplan.study
+from bench.validation import Cell, draw
 from lessonplan import cli
 from lessonplan.evaluation.outcomes import Outcome, Record
 from lessonplan.statistics.power import DEMO, components, seeds_needed, smallest_gain

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from bench.validation import (
     SIDE,
     Cell,
@@ -23,7 +24,6 @@ from bench.validation import (
     simulate,
     true_components,
 )
-
 from lessonplan.evaluation.outcomes import Outcome, Record
 from lessonplan.statistics import analyse
 from lessonplan.statistics.power import (
