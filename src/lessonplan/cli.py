@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lessonplan.cli_grid import grid
 from lessonplan.cli_label import label_app
 from lessonplan.cli_options import (
     BadRowsOption,
@@ -42,6 +43,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(label_app, name="label")
+app.command()(grid)
 
 
 @app.command()

@@ -144,28 +144,38 @@ LATEX = {
 }
 
 
+TEXT_WIDTH = 75
+"""Characters that fit in a line of LaTeX's article."""
+
+
 def latex(text: str) -> str:
     """Escape text for LaTeX."""
     return "".join(LATEX.get(c, c) for c in " ".join(text.split()))
 
 
 def to_latex(table: Table) -> str:
-    """Return a table environment; it needs the booktabs package, and T1 fonts for quotes."""
+    """Return a table environment; it needs booktabs, graphicx, and T1 fonts for quotes.
+
+    A table that would not fit is scaled down to the width of the text.
+    """
     columns = "".join("l" if i == 0 or i in table.worded else "r" for i in range(len(table.heads)))
     # An empty group before each cell: a row that begins with [ would be read as an option of \\.
     lines = [" & ".join("{}" + latex(c.text) for c in row) + r" \\" for row in table.rows]
+    grid = [table.heads, *([c.text for c in row] for row in table.rows)]
+    wide = sum(max(map(len, column)) + 2 for column in zip(*grid, strict=True)) > TEXT_WIDTH
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{latex(table.caption)}}}",
+            *([r"\resizebox{\textwidth}{!}{%"] if wide else []),
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
             " & ".join("{}" + latex(h) for h in table.heads) + r" \\",
             r"\midrule",
             *lines,
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}" + ("}" if wide else ""),
             r"\end{table}",
             "",
         ]

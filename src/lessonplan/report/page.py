@@ -7,6 +7,7 @@ import hashlib
 from html import escape
 
 from lessonplan.evaluation.outcomes import Record
+from lessonplan.report.grid_section import grid_section
 from lessonplan.report.sections import (
     BADGES,
     Pictures,
@@ -43,6 +44,7 @@ def page(record: Record, analysis: Analysis, pictures: Pictures) -> str:
     for number, result in enumerate(analysis.results):
         parts.append(result_section(result, number, pictures, several))
     parts += [
+        grid_section(analysis),
         pooled_section(analysis),
         orders_section(record, analysis, pictures),
         labels_section(analysis),

@@ -30,6 +30,7 @@ from lessonplan.statistics.family import (
     holm,
     judged,
 )
+from lessonplan.statistics.grid import Grid, study_grid
 from lessonplan.statistics.labels import (
     UNLABELLED,
     LabelStrength,
@@ -127,6 +128,7 @@ class Analysis:
         level: the first step's level, 0.05 / family.
         agreements, overlaps, source_gains: every two sources of a label compared; empty where
             each label has one. leaks: one for each source of difficulty.
+        grid: several models or evaluation sets side by side; None for a single result.
     """
 
     results: list[Result]
@@ -138,6 +140,7 @@ class Analysis:
     overlaps: list[Overlap] = field(default_factory=list)
     leaks: list[Leak] = field(default_factory=list)
     source_gains: list[SourceGain] = field(default_factory=list)
+    grid: Grid | None = None
 
 
 def floors(outcome: Outcome) -> tuple[float | None, float | None]:
@@ -215,6 +218,7 @@ def analyse(record: Record) -> Analysis:
         overlaps=overlaps(record.label_sources),
         leaks=[leak(s) for s in record.label_sources if s.kind == "difficulty"],
         source_gains=correct_sources(by_source),
+        grid=study_grid(finished),
     )
 
 
