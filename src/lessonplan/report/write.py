@@ -16,6 +16,8 @@ from lessonplan.report.grid_tables import grid_tables
 from lessonplan.report.maps import map_figure, mapped
 from lessonplan.report.order_pictures import orders_figure
 from lessonplan.report.page import page
+from lessonplan.report.progress_figures import efficiency_figure, forgetting_figure
+from lessonplan.report.progress_tables import progress_tables
 from lessonplan.report.source_tables import (
     agreement_table,
     leak_table,
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 
 OWN = re.compile(
     r"(accuracy|gains|best|pairs|by_category|by_answer|judged_apart|labels"
-    r"|label_(agreement|overlap|leak|gains)|learning_rate_by_\w+|curves|orders(-\d+)?|map-\d+|grid_\w+)\.(md|csv|tex|svg|png)"
+    r"|label_(agreement|overlap|leak|gains)|learning_rate_by_\w+|curves|orders(-\d+)?|map-\d+|grid_\w+|efficiency|forgetting)\.(md|csv|tex|svg|png)"
 )
 """The names of the files that a report writes beside its page."""
 
@@ -106,6 +108,20 @@ def report_files(record: Record, analysis: Analysis) -> dict[str, bytes]:
         narrow = figures.curves_figure([result], figures.NARROW)
         if wide is not None and narrow is not None:
             pictures[f"curves-{number}"] = figures.svg(wide), figures.svg(narrow)
+    progress = {
+        "efficiency": (
+            efficiency_figure(analysis.efficiency),
+            efficiency_figure(analysis.efficiency, figures.NARROW),
+        ),
+        "forgetting": (
+            forgetting_figure(analysis.forgetting),
+            forgetting_figure(analysis.forgetting, figures.NARROW),
+        ),
+    }
+    for name, (wide, narrow) in progress.items():
+        if wide is not None and narrow is not None:
+            pictures[name] = figures.svg(wide), figures.svg(narrow)
+            _keep(files, name, wide)
     sets = list(dict.fromkeys(p.training for p in record.orders))
     for number, training in enumerate(sets):
         own = [p for p in record.orders if p.training == training]
@@ -164,4 +180,5 @@ def report_tables(analysis: Analysis) -> list[Table]:
         received_table(analysis.received, "difficulty"),
     ]
     found = [table for table in tables if table is not None]
-    return found + (grid_tables(analysis.grid) if analysis.grid is not None else [])
+    over = grid_tables(analysis.grid) if analysis.grid is not None else []
+    return found + progress_tables(analysis) + over

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from lessonplan.evaluation.scores import weighted_f1
 from lessonplan.models.scores import option_scores
 from lessonplan.study.files import read_json, read_table
 from lessonplan.study.plan import UNTUNED, elsewhere, held_out_name, run_title
+from lessonplan.study.shown import shown_categories
 from lessonplan.study.store import TUNING, Folder, check_runs, open_folder
 
 RunRecord = dict[str, Any]
@@ -67,8 +69,16 @@ def _outcomes(folder: Folder, plan: dict[str, Any], data: dict[str, pa.Table]) -
         if run["arm"] != UNTUNED:
             for name in dict.fromkeys(e["of"] for e in run["evaluations"]):
                 grouped[run["model"], run["training"], name].append(run)
+    shown = {
+        (model, training): shown_categories(folder, data[training], runs, plan["seeds"])
+        for (model, training, _), runs in grouped.items()
+    }
     return [
-        _outcome(folder, plan, data, model, training, name, runs)
+        replace(
+            _outcome(folder, plan, data, model, training, name, runs),
+            shown=shown[model, training][0],
+            taught=shown[model, training][1],
+        )
         for (model, training, name), runs in grouped.items()
     ]
 
@@ -191,7 +201,7 @@ def _curves(
             where = [column[place[i]] for i in table["id"].to_pylist()]
             at = [1 + step.index(c) for c in table["checkpoint"].to_pylist()]
             values[row, at, where] = table["correct"].to_numpy().astype(np.float64)
-        curves[arm] = Curve(np.array(seen, dtype=np.int64), values)
+        curves[arm] = Curve(np.array(seen, dtype=np.int64), values, np.array(part, dtype=np.int64))
     return curves
 
 
