@@ -42,7 +42,7 @@ def efficiency_figure(found: Sequence[Efficiency], width: float = WIDE) -> Figur
 
 def forgetting_figure(found: Sequence[Forgetting], width: float = WIDE) -> Figure | None:
     """Draw each order's gain by how long ago a category was last seen."""
-    shown = [f for f in found if not all(math.isnan(r.gain) for r in f.recalls)]
+    shown = [f for f in found if not all(math.isnan(r.low) for r in f.recalls)]
     panels = _panels(shown)
     columns = 3 if width > NARROW else 2
     heights = [
@@ -115,7 +115,7 @@ def _recalls(ax: Axes, part: list[Forgetting], wide: bool) -> None:
     for number, f in enumerate(part):
         x, y, below, above = [], [], [], []
         for i, r in enumerate(f.recalls):
-            if not math.isnan(r.gain):
+            if not math.isnan(r.low):
                 x.append(i + (number - (len(part) - 1) / 2) * 0.6 / len(part))
                 y.append(r.gain * scale)
                 below.append(max(0.0, r.gain - r.low) * scale)
@@ -127,7 +127,7 @@ def _recalls(ax: Axes, part: list[Forgetting], wide: bool) -> None:
     ax.axhline(0, color=MUTED, lw=1.2, zorder=0)
     for edge in range(len(BINS) - 1):
         ax.axvline(edge + 0.5, color=RULE, lw=0.7, zorder=0)
-    labels = BINS if wide else [b.replace(" ", "\n", 1) for b in BINS]
+    labels = BINS if wide else ["\n".join(b.rsplit(" ", 1)) for b in BINS]
     ax.set_xticks(range(len(BINS)), labels)
     ax.tick_params(axis="x", length=0, labelcolor=INK)
     ax.set_xlim(-0.5, len(BINS) - 0.5)

@@ -116,7 +116,7 @@ def forgetting_sentences(found: list[Forgetting]) -> list[str]:
     places = list(dict.fromkeys((f.model, f.evaluation) for f in found))
     for model, evaluation in places:
         own = [f for f in found if (f.model, f.evaluation) == (model, evaluation)]
-        shown = [f for f in own if not math.isnan(f.drop[0])]
+        shown = [f for f in own if not math.isnan(f.drop[1])]
         where = f"{place_of(model, evaluation)}: " if len(places) > 1 else ""
         told = [
             f"{spoken(f.arm)} by {amount(f.drop[0], f.metric)} "

@@ -18,6 +18,8 @@ DRAWS = 2000
 BINS = ("just seen", "a while ago", "long ago", "not yet seen")
 EDGES = (0.05, 0.25)
 """Shares of a run: a category last seen less than the first ago was just seen, and so on."""
+LEAST_CATEGORIES = 5
+"""Resampling fewer would give intervals that mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Recall:
         answers: how many answers (of a run, at a checkpoint, to a question) went into it.
         score: their mean; gain: over the baseline's answers to the same questions, under the same
             seed, at the same checkpoint. NaN where there are none.
-        low, high: 95% interval of the gain.
+        low, high: 95% interval of the gain; NaN from fewer than five categories.
     """
 
     bin: str
@@ -49,7 +51,7 @@ class Forgetting:
     Attributes:
         recalls: one a bin, in the order of `BINS`.
         drop: gain on what was just seen minus gain on what was seen long ago, with its 95%
-            interval; NaN where either is unknown.
+            interval; NaN where either is unknown or has none.
     """
 
     model: str
@@ -142,16 +144,26 @@ def _of_arm(outcome: Outcome, arm: str, category: NDArray[np.int64]) -> Forgetti
         score, gain = whole[0] / whole[1], whole[2] / whole[3]
     if arm == outcome.baseline:
         gain = np.full_like(gain, np.nan)
+    enough = (sums[3].sum(axis=1) > 0).sum(axis=1) >= LEAST_CATEGORIES
+
+    def interval(values: FloatArray, known: bool) -> tuple[float, float]:
+        if not known:
+            return np.nan, np.nan
+        low, high = np.nanquantile(values, [0.025, 0.975])
+        return float(low), float(high)
+
     least = [0, *(int(edge) for edge in edges), None]
-    recalls = []
-    for i, name in enumerate(BINS):
-        low, high = _interval(drawn[:, i]) if not np.isnan(gain[i]) else (np.nan, np.nan)
-        recalls.append(
-            Recall(name, least[i], int(whole[1, i]), float(score[i]), float(gain[i]), low, high)
+    recalls = [
+        Recall(
+            name, least[i], int(whole[1, i]), float(score[i]), float(gain[i]),
+            *interval(drawn[:, i], bool(enough[i]) and not np.isnan(gain[i])),
         )
+        for i, name in enumerate(BINS)
+    ]  # fmt: skip
     just, long = BINS.index("just seen"), BINS.index("long ago")
     drop = float(gain[just] - gain[long])
-    ends = (np.nan, np.nan) if np.isnan(drop) else _interval(drawn[:, just] - drawn[:, long])
+    both = bool(enough[just] and enough[long]) and not np.isnan(drop)
+    ends = interval(drawn[:, just] - drawn[:, long], both)
     return Forgetting(
         outcome.model, outcome.evaluation, outcome.metric, arm, recalls, (drop, *ends)
     )
@@ -170,11 +182,3 @@ def _resampled(total: FloatArray, count: FloatArray) -> FloatArray:
             np.einsum("ds,bsk,dk->db", seeds, total, picked, optimize=True)
             / np.einsum("ds,bsk,dk->db", seeds, count, picked, optimize=True)
         )
-
-
-def _interval(drawn: FloatArray) -> tuple[float, float]:
-    drawn = drawn[~np.isnan(drawn)]
-    if not len(drawn):
-        return np.nan, np.nan
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(low), float(high)
