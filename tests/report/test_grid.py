@@ -16,7 +16,7 @@ import pytest
 from lessonplan.evaluation.outcomes import Curve
 from lessonplan.report import write_grid
 from lessonplan.report.figures import NARROW, WIDE, png
-from lessonplan.report.formats import Cell, Table, to_csv, to_html, to_latex, to_markdown
+from lessonplan.report.formats import Cell, Table, to_csv, to_latex, to_markdown
 from lessonplan.report.grid_section import grid_section, grid_sentences
 from lessonplan.report.grid_tables import exact
 from lessonplan.report.progress_figures import efficiency_figure, forgetting_figure
@@ -93,7 +93,6 @@ def test_tables_of_a_study(analysis):
             assert len(row) == len(table.heads)
         assert all(len(record) == len(table.fields) for record in table.records)
         assert ",nan" not in to_csv(table)
-        assert "script" not in to_html(table)
 
 
 def test_the_section_of_a_study(analysis):

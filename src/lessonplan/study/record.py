@@ -69,9 +69,10 @@ def _outcomes(folder: Folder, plan: dict[str, Any], data: dict[str, pa.Table]) -
         if run["arm"] != UNTUNED:
             for name in dict.fromkeys(e["of"] for e in run["evaluations"]):
                 grouped[run["model"], run["training"], name].append(run)
+    tuned = {(model, training): runs for (model, training, _), runs in grouped.items()}
     shown = {
-        (model, training): shown_categories(folder, data[training], runs, plan["seeds"])
-        for (model, training, _), runs in grouped.items()
+        key: shown_categories(folder, data[key[1]], runs, plan["seeds"])
+        for key, runs in tuned.items()
     }
     return [
         replace(
