@@ -74,20 +74,19 @@ def grid_section(analysis: Analysis) -> str:
     """Return the tables over models, evaluation sets and label sources; "" for a single result."""
     if analysis.grid is None:
         return ""
-    return f"<h2>Over models, sets and labels</h2>{_body(analysis.grid)}"
+    note = "Descriptive: winners are called for each model and evaluation set by itself."
+    return f"<h2>Over models, sets and labels</h2>{_body(analysis.grid, note)}"
 
 
-def _body(grid: Grid) -> str:
+def _body(grid: Grid, note: str) -> str:
     said = "".join(f"<p>{escape(sentence)}</p>" for sentence in grid_sentences(grid))
     tables = "".join(f'<div class="dense">{to_html(t)}</div>' for t in grid_tables(grid))
-    return (
-        f"{said}<p>Descriptive: winners are called for each model and evaluation set by itself."
-        f"</p>{tables}"
-    )
+    return f"{said}<p>{note}</p>{tables}"
 
 
 def grid_page(grid: Grid, title: str) -> str:
     """Return a page that holds nothing but a grid."""
+    note = "From bare accuracies no winner is called: nothing is known of seeds and questions."
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -95,6 +94,6 @@ def grid_page(grid: Grid, title: str) -> str:
         f"'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{CSS}</style></head>\n"
-        f"<body><header><h1>{escape(title)}</h1></header><main>{_body(grid)}</main>"
+        f"<body><header><h1>{escape(title)}</h1></header><main>{_body(grid, note)}</main>"
         f"<script>{SCRIPT}</script></body></html>\n"
     )
