@@ -22,6 +22,7 @@ _HOME = {
     "analyse": "statistics",
     "compare": "statistics",
     "evaluate": "evaluation.predict",
+    "grid": "statistics",
     "label": "study.labelling",
     "load_questions": "data",
     "load_study": "study",
@@ -41,6 +42,7 @@ __all__ = [
     "analyse",
     "compare",
     "evaluate",
+    "grid",
     "label",
     "load_questions",
     "load_study",
@@ -57,7 +59,7 @@ if TYPE_CHECKING:
     from lessonplan.evaluation.predict import evaluate
     from lessonplan.orders import STRATEGIES, order
     from lessonplan.report import write_report
-    from lessonplan.statistics import analyse, compare
+    from lessonplan.statistics import analyse, compare, grid
     from lessonplan.study import Study, load_study, read_record, run_study
     from lessonplan.study.labelling import label
     from lessonplan.training import Recipe, Scoring

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lessonplan.cli_grid import grid
 from lessonplan.cli_label import label_app
 from lessonplan.cli_options import (
     BadRowsOption,
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 app.add_typer(label_app, name="label")
 app.command()(plan)
+app.command()(grid)
 
 
 @app.command()

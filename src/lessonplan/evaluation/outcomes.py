@@ -18,10 +18,12 @@ class Curve:
     Attributes:
         seen: questions seen at each checkpoint, int64 ``[P]``, ascending; 0 is the untuned model.
         values: ``[S, P, C]`` for S seeds, P checkpoints and C questions; NaN: the run is missing.
+        questions: int64 ``[C]``, the place of each in `Outcome.ids`; None where unknown.
     """
 
     seen: NDArray[np.int64]
     values: FloatArray
+    questions: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ class Outcome:
         folds: number of cross-validation folds pooled within each seed (1: none).
         meaningless: bool ``[Q]``, options point at other options ("all of the above"), which
             cloze scoring cannot judge; None where not applicable.
+        shown: arm -> int64 ``[S, n]``, the category (index into `taught`) of each training question
+            in the order that each seed's run saw them, -1 where it has none or the run is missing;
+            empty where unknown, and with folds, where a seed has several orders.
+        taught: names of the training set's categories, as in `categories`.
     """
 
     model: str
@@ -75,6 +81,8 @@ class Outcome:
     curves: dict[str, Curve] = field(default_factory=dict)
     folds: int = 1
     meaningless: NDArray[np.bool_] | None = None
+    shown: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    taught: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -144,29 +144,42 @@ LATEX = {
 }
 
 
+TEXT_WIDTH, PAGE_LINES = 65, 40
+"""Characters and rows of a table that fit on a page of LaTeX's article."""
+
+
 def latex(text: str) -> str:
     """Escape text for LaTeX."""
     return "".join(LATEX.get(c, c) for c in " ".join(text.split()))
 
 
 def to_latex(table: Table) -> str:
-    """Return a table environment; it needs the booktabs package, and T1 fonts for quotes."""
+    """Return table environments; they need booktabs, graphicx, and T1 fonts for quotes.
+
+    A table wider than the text is scaled down to it; one longer than a page is cut into several.
+    """
     columns = "".join("l" if i == 0 or i in table.worded else "r" for i in range(len(table.heads)))
+    texts = [table.heads, *([c.text for c in row] for row in table.rows)]
+    width = sum(max(map(len, column)) + 2 for column in zip(*texts, strict=True))
+    scale = r"\resizebox{\textwidth}{!}{" if width > TEXT_WIDTH else "{"
     # An empty group before each cell: a row that begins with [ would be read as an option of \\.
-    lines = [" & ".join("{}" + latex(c.text) for c in row) + r" \\" for row in table.rows]
-    return "\n".join(
-        [
+    head, *lines = (" & ".join("{}" + latex(text) for text in row) + r" \\" for row in texts)
+    parts = [lines[i : i + PAGE_LINES] for i in range(0, max(1, len(lines)), PAGE_LINES)]
+    out = []
+    for number, part in enumerate(parts):
+        caption = latex(table.caption) if number == 0 else "(continued)"
+        out += [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{latex(table.caption)}}}",
-            rf"\begin{{tabular}}{{{columns}}}",
+            rf"\caption{{{caption}}}",
+            rf"{scale}\begin{{tabular}}{{{columns}}}",
             r"\toprule",
-            " & ".join("{}" + latex(h) for h in table.heads) + r" \\",
+            head,
             r"\midrule",
-            *lines,
+            *part,
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
             r"\end{table}",
             "",
         ]
-    )
+    return "\n".join(out)

@@ -7,6 +7,8 @@ import hashlib
 from html import escape
 
 from lessonplan.evaluation.outcomes import Record
+from lessonplan.report.grid_section import grid_section
+from lessonplan.report.progress_section import progress_section
 from lessonplan.report.sections import (
     BADGES,
     Pictures,
@@ -31,7 +33,8 @@ def page(record: Record, analysis: Analysis, pictures: Pictures) -> str:
 
     Args:
         pictures: "gains", "curves-<i>" for result i, "orders-<training set>", and
-            "map-<n>" for category source n, where they could be drawn.
+            "map-<n>" for category source n, "efficiency" and "forgetting", where they could be
+            drawn.
     """
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = (
@@ -43,6 +46,8 @@ def page(record: Record, analysis: Analysis, pictures: Pictures) -> str:
     for number, result in enumerate(analysis.results):
         parts.append(result_section(result, number, pictures, several))
     parts += [
+        grid_section(analysis),
+        progress_section(record, analysis, pictures),
         pooled_section(analysis),
         orders_section(record, analysis, pictures),
         labels_section(analysis),

@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING
 from lessonplan.evaluation.outcomes import Record
 from lessonplan.report import figures
 from lessonplan.report.formats import Table, to_csv, to_latex, to_markdown
+from lessonplan.report.grid_section import grid_page
+from lessonplan.report.grid_tables import grid_tables
 from lessonplan.report.maps import map_figure, mapped
 from lessonplan.report.order_pictures import orders_figure
 from lessonplan.report.page import page
+from lessonplan.report.progress_figures import efficiency_figure, forgetting_figure
+from lessonplan.report.progress_tables import progress_tables
 from lessonplan.report.source_tables import (
     agreement_table,
     leak_table,
@@ -30,6 +34,7 @@ from lessonplan.report.tables import (
     received_table,
 )
 from lessonplan.statistics.analysis import Analysis, analyse
+from lessonplan.statistics.grid import Grid
 from lessonplan.statistics.table import Comparison
 
 if TYPE_CHECKING:
@@ -37,7 +42,7 @@ if TYPE_CHECKING:
 
 OWN = re.compile(
     r"(accuracy|gains|best|pairs|by_category|by_answer|judged_apart|labels"
-    r"|label_(agreement|overlap|leak|gains)|learning_rate_by_\w+|curves|orders(-\d+)?|map-\d+)\.(md|csv|tex|svg|png)"
+    r"|label_(agreement|overlap|leak|gains)|learning_rate_by_\w+|curves|orders(-\d+)?|map-\d+|grid_\w+|efficiency|forgetting)\.(md|csv|tex|svg|png)"
 )
 """The names of the files that a report writes beside its page."""
 
@@ -61,7 +66,17 @@ def write_report(record: Record | Comparison, folder: Path) -> Path:
         files = report_files(record.record, record.analysis)
     else:
         files = report_files(record, analyse(record))
-    folder = Path(folder)
+    return _put(files, Path(folder))
+
+
+def write_grid(grid: Grid, folder: Path, *, title: str = "Grid") -> Path:
+    """Write the tables of a grid alone, as `write_report` does, and return the path of its page."""
+    files = _table_files(grid_tables(grid))
+    files["index.html"] = grid_page(grid, title).encode()
+    return _put(files, Path(folder))
+
+
+def _put(files: dict[str, bytes], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as scratch:
         for name, content in files.items():
@@ -76,12 +91,7 @@ def write_report(record: Record | Comparison, folder: Path) -> Path:
 
 def report_files(record: Record, analysis: Analysis) -> dict[str, bytes]:
     """Return every file of a report by name, the page last."""
-    files: dict[str, bytes] = {}
-    for table in report_tables(analysis):
-        files[f"{table.name}.md"] = to_markdown(table).encode()
-        files[f"{table.name}.csv"] = to_csv(table).encode()
-        files[f"{table.name}.tex"] = to_latex(table).encode()
-
+    files = _table_files(report_tables(analysis))
     pictures: dict[str, tuple[str, str]] = {}
     results = analysis.results
 
@@ -98,6 +108,20 @@ def report_files(record: Record, analysis: Analysis) -> dict[str, bytes]:
         narrow = figures.curves_figure([result], figures.NARROW)
         if wide is not None and narrow is not None:
             pictures[f"curves-{number}"] = figures.svg(wide), figures.svg(narrow)
+    progress = {
+        "efficiency": (
+            efficiency_figure(analysis.efficiency),
+            efficiency_figure(analysis.efficiency, figures.NARROW),
+        ),
+        "forgetting": (
+            forgetting_figure(analysis.forgetting),
+            forgetting_figure(analysis.forgetting, figures.NARROW),
+        ),
+    }
+    for name, (wide, narrow) in progress.items():
+        if wide is not None and narrow is not None:
+            pictures[name] = figures.svg(wide), figures.svg(narrow)
+            _keep(files, name, wide)
     sets = list(dict.fromkeys(p.training for p in record.orders))
     for number, training in enumerate(sets):
         own = [p for p in record.orders if p.training == training]
@@ -114,6 +138,11 @@ def report_files(record: Record, analysis: Analysis) -> dict[str, bytes]:
             _keep(files, name, wide)
     files["index.html"] = page(record, analysis, pictures).encode()
     return files
+
+
+def _table_files(tables: list[Table]) -> dict[str, bytes]:
+    forms = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
+    return {f"{t.name}.{end}": form(t).encode() for t in tables for end, form in forms.items()}
 
 
 def _keep(files: dict[str, bytes], name: str, figure: Figure) -> None:
@@ -150,4 +179,6 @@ def report_tables(analysis: Analysis) -> list[Table]:
         received_table(analysis.received, "category"),
         received_table(analysis.received, "difficulty"),
     ]
-    return [table for table in tables if table is not None]
+    found = [table for table in tables if table is not None]
+    over = grid_tables(analysis.grid) if analysis.grid is not None else []
+    return found + progress_tables(analysis) + over

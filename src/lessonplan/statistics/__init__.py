@@ -4,6 +4,7 @@ Importing this package loads NumPy alone; SciPy, statsmodels and PyArrow come wi
 """
 
 from lessonplan.statistics.analysis import Analysis, Result, analyse
+from lessonplan.statistics.cells import grid
 from lessonplan.statistics.crossed import Estimate, bootstrap_interval, mean_interval
 from lessonplan.statistics.family import Gain, gains
 from lessonplan.statistics.table import Comparison, compare
@@ -20,6 +21,7 @@ __all__ = [
     "bootstrap_interval",
     "compare",
     "gains",
+    "grid",
     "mean_interval",
     "verdict",
 ]

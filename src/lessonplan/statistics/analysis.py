@@ -16,6 +16,7 @@ from lessonplan.statistics.crossed import (
     mean_interval,
     smallest_visible,
 )
+from lessonplan.statistics.efficiency import Efficiency, efficiencies
 from lessonplan.statistics.family import (
     ALPHA,
     Gain,
@@ -29,6 +30,8 @@ from lessonplan.statistics.family import (
     judged,
     pooled_arms,
 )
+from lessonplan.statistics.forgetting import Forgetting, forgetting
+from lessonplan.statistics.grid import Grid, study_grid
 from lessonplan.statistics.labels import (
     UNLABELLED,
     LabelStrength,
@@ -127,6 +130,9 @@ class Analysis:
         level: the first step's level, 0.05 / family.
         agreements, overlaps, source_gains: every two sources of a label compared; empty where
             each label has one. leaks: one for each source of difficulty.
+        grid: several models or evaluation sets side by side; None for a single result.
+        efficiency: one for each arm that was scored along its runs.
+        forgetting: one for each arm whose orders are known, where questions have categories.
     """
 
     results: list[Result]
@@ -138,6 +144,9 @@ class Analysis:
     overlaps: list[Overlap] = field(default_factory=list)
     leaks: list[Leak] = field(default_factory=list)
     source_gains: list[SourceGain] = field(default_factory=list)
+    grid: Grid | None = None
+    efficiency: list[Efficiency] = field(default_factory=list)
+    forgetting: list[Forgetting] = field(default_factory=list)
 
 
 def floors(outcome: Outcome) -> tuple[float | None, float | None]:
@@ -215,6 +224,9 @@ def analyse(record: Record) -> Analysis:
         overlaps=overlaps(record.label_sources),
         leaks=[leak(s) for s in record.label_sources if s.kind == "difficulty"],
         source_gains=correct_sources(by_source),
+        grid=study_grid(finished),
+        efficiency=[e for outcome in record.outcomes for e in efficiencies(outcome)],
+        forgetting=[f for outcome in record.outcomes for f in forgetting(outcome)],
     )
 
 

@@ -116,9 +116,9 @@ def compare(
         InputError: a missing column, a duplicated row, no baseline, questions that differ between
             runs, scores that are not numbers, or a single question.
     """
-    columns, where = _read(table)
+    columns, where = read_table(table)
     for name in ("id", "arm", "seed"):
-        _require(columns, name, where)
+        require(columns, name, where)
     if score is None:
         given = [name for name in SCORES if name in columns]
         if not given:
@@ -129,9 +129,9 @@ def compare(
             )
         score = given[0]
     else:
-        _require(columns, score, where)
+        require(columns, score, where)
     values = _scores(columns[score], score, where)
-    ids, arms = _text(columns["id"], "id", where), _text(columns["arm"], "arm", where)
+    ids, arms = text_column(columns["id"], "id", where), text_column(columns["arm"], "arm", where)
     seeds = _seeds(columns["seed"], where)
     if not len(ids):
         raise InputError(f"{where}: there are no rows.")
@@ -141,8 +141,12 @@ def compare(
             f"Name the baseline.{nearest(baseline, set(arms))}"
         )
     blank = [""] * len(ids)
-    models = _text(columns["model"], "model", where) if "model" in columns else blank
-    sets = _text(columns["evaluation"], "evaluation", where) if "evaluation" in columns else blank
+    models = text_column(columns["model"], "model", where) if "model" in columns else blank
+    sets = (
+        text_column(columns["evaluation"], "evaluation", where)
+        if "evaluation" in columns
+        else blank
+    )
     rows_of: dict[tuple[str, str], list[int]] = {}
     for row, key in enumerate(zip(models, sets, strict=True)):
         rows_of.setdefault(key, []).append(row)
@@ -225,7 +229,7 @@ def _outcome(
     )
 
 
-def _read(table: Any) -> tuple[dict[str, list[Any]], str]:
+def read_table(table: Any) -> tuple[dict[str, list[Any]], str]:
     if isinstance(table, (str, PathLike)):
         return _read_file(Path(table)), str(table)
     if isinstance(table, Mapping):
@@ -295,7 +299,7 @@ def _read_file(path: Path) -> dict[str, list[Any]]:
     return {name: python_values(table, name, path) for name in names}
 
 
-def _require(columns: Mapping[str, Any], name: str, where: str) -> None:
+def require(columns: Mapping[str, Any], name: str, where: str) -> None:
     if name not in columns:
         raise InputError(
             f"{where}: no column {name!r}; the columns are {', '.join(columns)}."
@@ -303,7 +307,7 @@ def _require(columns: Mapping[str, Any], name: str, where: str) -> None:
         )
 
 
-def _text(column: list[Any], name: str, where: str) -> list[str]:
+def text_column(column: list[Any], name: str, where: str) -> list[str]:
     for row, value in enumerate(column, start=1):
         if value is None or value != value or value == "":
             raise InputError(f"{where}, row {row}: column {name!r} is empty.")

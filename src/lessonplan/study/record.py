@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from lessonplan.evaluation.scores import weighted_f1
 from lessonplan.models.scores import option_scores
 from lessonplan.study.files import read_json, read_table
 from lessonplan.study.plan import UNTUNED, elsewhere, held_out_name, run_title
+from lessonplan.study.shown import shown_categories
 from lessonplan.study.store import TUNING, Folder, check_runs, open_folder
 
 RunRecord = dict[str, Any]
@@ -68,8 +70,17 @@ def _outcomes(folder: Folder, plan: dict[str, Any], data: dict[str, pa.Table]) -
         if run["arm"] != UNTUNED:
             for name in dict.fromkeys(e["of"] for e in run["evaluations"]):
                 grouped[run["model"], run["training"], name].append(run)
+    tuned = {(model, training): runs for (model, training, _), runs in grouped.items()}
+    shown = {
+        key: shown_categories(folder, data[key[1]], runs, plan["seeds"])
+        for key, runs in tuned.items()
+    }
     return [
-        _outcome(folder, plan, data, model, training, name, runs)
+        replace(
+            _outcome(folder, plan, data, model, training, name, runs),
+            shown=shown[model, training][0],
+            taught=shown[model, training][1],
+        )
         for (model, training, name), runs in grouped.items()
     ]
 
@@ -214,7 +225,7 @@ def _curves(
         values[:, 0] = untuned[part]
         if arm in finals:
             values[:, -1] = arms[arm][:, part]
-        curves[arm] = Curve(np.array(seen, dtype=np.int64), values)
+        curves[arm] = Curve(np.array(seen, dtype=np.int64), values, np.array(part, dtype=np.int64))
     return curves
 
 
