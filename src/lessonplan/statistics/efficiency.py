@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 
 from lessonplan.evaluation.outcomes import Curve, Outcome
 from lessonplan.seeds import stream
-from lessonplan.statistics.crossed import LEAST_SEEDS, Estimate, mean_interval
+from lessonplan.statistics.crossed import (
+    LEAST_SEEDS,
+    Estimate,
+    mean_interval,
+    pooled_squares,
+)
 from lessonplan.statistics.family import judged
 
 FloatArray = NDArray[np.float64]
@@ -55,24 +60,33 @@ def efficiencies(outcome: Outcome) -> list[Efficiency]:
     that has both runs. Where the untuned model is unknown, curves begin at the first checkpoint.
     """
     base = outcome.curves.get(outcome.baseline)
+    if base is None:
+        return []
+    curves = {
+        arm: curve
+        for arm, curve in outcome.curves.items()
+        if np.array_equal(curve.seen, base.seen) and curve.values.shape == base.values.shape
+    }
+    values = np.stack([_counted(outcome, curve) for curve in curves.values()])  # [A, S, P, C]
+    points = ~np.isnan(values).all(axis=(0, 1, 3))
+    seen, values = base.seen[points].astype(np.float64), values[:, :, points]
+    if values.shape[2] < 2 or values.shape[3] == 0:
+        return []
+    missing = np.asarray(np.isnan(values).any(axis=(2, 3)))
+    values[missing] = np.nan
+    areas = np.stack([area(seen, own) for own in values])
+    pooled = pooled_squares(areas) if areas.shape[2] > 1 else None
+    baseline = list(curves).index(outcome.baseline)
     found = []
-    for arm, curve in outcome.curves.items():
-        if base is None or not np.array_equal(curve.seen, base.seen):
+    for number, arm in enumerate(curves):
+        both = ~(missing[number] | missing[baseline])
+        if not both.any():
             continue
-        pair = np.stack([_counted(outcome, curve), _counted(outcome, base)])  # [2, S, P, C]
-        points = ~np.isnan(pair).all(axis=(0, 1, 3))
-        pair = pair[:, :, points]
-        pair = pair[:, ~np.isnan(pair).any(axis=(0, 2, 3))]
-        if pair.shape[1] == 0 or pair.shape[2] < 2 or pair.shape[3] == 0:
-            continue
-        seen = curve.seen[points].astype(np.float64)
-        own, baseline = (area(seen, values) for values in pair)
+        pair = values[[number, baseline]][:, both]
+        own, other = areas[number, both], areas[baseline, both]
         means = pair.mean(axis=(1, 3))
         drawn = np.concatenate(
-            [
-                questions_to_reach(seen, curves[0], curves[1][:, -1])
-                for curves in resampled_means(pair)
-            ]
+            [questions_to_reach(seen, curve[0], curve[1][:, -1]) for curve in resampled_means(pair)]
         )
         low, high = np.quantile(drawn, [0.025, 0.975], method="inverted_cdf")
         found.append(
@@ -82,12 +96,12 @@ def efficiencies(outcome: Outcome) -> list[Efficiency]:
                 metric=outcome.metric,
                 arm=arm,
                 area=mean_interval(own),
-                gain=None if arm == outcome.baseline else mean_interval(own - baseline),
+                gain=None if number == baseline else mean_interval(own - other, pooled=pooled),
                 reached=float(questions_to_reach(seen, means[:1], means[1:, -1])[0]),
                 low=float(low),
                 high=float(high),
                 share=float(np.isfinite(drawn).mean()),
-                end=int(curve.seen[-1]),
+                end=int(base.seen[-1]),
             )
         )
     return found

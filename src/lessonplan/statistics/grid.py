@@ -17,7 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lessonplan.evaluation.outcomes import Outcome
-from lessonplan.statistics.crossed import THESE_RUNS, Estimate, mean_interval
+from lessonplan.statistics.crossed import (
+    THESE_RUNS,
+    Estimate,
+    Pooled,
+    mean_interval,
+    pooled_squares,
+)
 from lessonplan.statistics.family import difference, holm, judged
 from lessonplan.statistics.luck import best_of
 from lessonplan.statistics.sources import KINDS, strategy_of
@@ -337,14 +343,21 @@ def _column(by: str, name: str, results: Sequence[Result], settings: list[Settin
             gap = joined([_part(r.outcome, arm) for r in used])
             if not np.isnan(gap).all():
                 gaps[arm] = gap
+    pooled = _pooled(gaps)
     return Column(
         by=by,
         name=name,
         scores=scores,
-        gains={arm: mean_interval(gap) for arm, gap in gaps.items()},
-        best=[b for s in settings if (b := _best(s, gaps, baseline)) is not None],
+        gains={arm: mean_interval(gap, pooled=pooled) for arm, gap in gaps.items()},
+        best=[b for s in settings if (b := _best(s, gaps, baseline, pooled)) is not None],
         contrasts=[
-            contrast_of(kind, setting, other, both, mean_interval(values))
+            contrast_of(
+                kind,
+                setting,
+                other,
+                both,
+                mean_interval(values, pooled=pooled, weight=2.0 / len(both)),
+            )
             for kind, setting, other, strategies in setting_pairs(settings)
             for both, values in [_contrast(setting, other, strategies, gaps)]
             if both and not np.isnan(values).all()
@@ -358,9 +371,19 @@ def _part(outcome: Outcome, arm: str) -> tuple[list[int], list[str], FloatArray]
     return outcome.seeds, ids, difference(outcome, arm, outcome.baseline)
 
 
-def _best(setting: Setting, gaps: dict[str, FloatArray], baseline: str) -> Best | None:
+def _pooled(gaps: dict[str, FloatArray]) -> Pooled | None:
+    """Return what all arms tell together; the baseline is in every gap, so its own is 0."""
+    arms = list(gaps.values())
+    return pooled_squares(np.stack([np.zeros_like(arms[0]), *arms])) if arms else None
+
+
+def _best(
+    setting: Setting, gaps: dict[str, FloatArray], baseline: str, pooled: Pooled | None
+) -> Best | None:
     have = [(strategy, arm) for strategy, arm in setting.arms.items() if arm in gaps]
-    found = best_of(np.stack([gaps[arm] for _, arm in have])) if have else None
+    if not have:
+        return None
+    found = best_of(np.stack([gaps[arm] for _, arm in have]), pooled=pooled)
     if found is None:
         return None
     strategy, arm = have[found.index] if found.gain > 0 else (baseline, baseline)
