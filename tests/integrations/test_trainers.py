@@ -1,4 +1,4 @@
-"""What trainers feed their models, with and without `KeepsOrder`, against plain slices of the order.
+"""What trainers feed their models, with and without `KeepsOrder`, against slices of the order.
 
 Started by torchrun with a folder, this file is one of the processes of the test of several.
 """
