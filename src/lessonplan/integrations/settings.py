@@ -110,7 +110,6 @@ num_train_epochs: 1.0  {note}"""
 
 
 def _ms_swift(file: Path, kind: str, note: str) -> str:
-    # Rows beyond a multiple of the processes are left out by its sampler.
     return f"""\
 # ms-swift; with several processes, it leaves out the last rows that they cannot share evenly
 {note}

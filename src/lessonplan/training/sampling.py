@@ -208,7 +208,7 @@ class _Repeated(Sampler[int]):
         self.each, self.batches = theirs.mini_repeat_count, theirs.repeat_count
 
     def __len__(self) -> int:
-        return len(self.prompts) * self.each * self.batches
+        return len(self.prompts) * int(self.each * self.batches)
 
     def __iter__(self) -> Iterator[int]:
         rows = np.array(list(self.prompts)).reshape(-1, 1, self.batch_size, 1)
