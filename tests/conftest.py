@@ -13,7 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-ENGINE_TESTS = ("models", "training", "evaluation")
+ENGINE_TESTS = ("models", "training", "evaluation", "integrations")
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "gpt_neox")
 
 

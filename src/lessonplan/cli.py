@@ -155,6 +155,14 @@ def order(
     each: Annotated[str, typer.Option(help="same or anew: the order of each pass.")] = "same",
     repeat: Annotated[int, typer.Option(help="Times that each group is shown in a row.")] = 1,
     split: SplitOption = None,
+    trainer: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            help="axolotl, llamafactory, ms-swift or trl: print the settings with which it keeps "
+            "the order.",
+        ),
+    ] = None,
 ) -> None:
     """Put the rows of a table (any columns, all kept) in a strategy's order."""
     from lessonplan.data import (
@@ -164,10 +172,14 @@ def order(
         write_ordered,
         write_table,
     )
+    from lessonplan.data.streams import first_rows
     from lessonplan.data.tables import missing_column, read_table
+    from lessonplan.integrations.settings import trainer_settings
     from lessonplan.orders import order as make_order
     from lessonplan.progress import rows_bar
 
+    if trainer is not None:
+        trainer_settings(trainer, out, [])  # said before the work, not after it
     # A file is any table; a named data set is questions, with their own labels.
     if Path(data).is_file() and split is not None:
         raise InputError(f"{data} is one file and has no splits; leave out --split.")
@@ -216,6 +228,8 @@ def order(
         else:
             write_table(questions.select(permutation), out)
     say(f"{len(permutation)} rows in {strategy} order: {out}")
+    if trainer is not None:
+        say(trainer_settings(trainer, out, first_rows(out, 1), epochs))
 
 
 @app.command()

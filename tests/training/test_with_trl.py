@@ -29,7 +29,7 @@ from lessonplan.models.rows import Row, Text, token_rows
 from lessonplan.training import Recipe, with_trl
 from lessonplan.training.in_order import (
     FILLER,
-    KeepsOrder,
+    FollowsRecipe,
     lay_out,
     order_problems,
     ordered_dataset,
@@ -260,7 +260,7 @@ def test_resumed_in_the_middle_of_an_epoch(tiny_llama: Path, tmp_path: Path, row
         tune_with_trl(tiny_llama, rows, ORDER, of, **given | {"resume": False})
 
 
-class Shuffled(KeepsOrder):
+class Shuffled(FollowsRecipe):
     """A trainer with the default of most: a random order."""
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -268,7 +268,7 @@ class Shuffled(KeepsOrder):
         return torch.utils.data.RandomSampler(range(len(ORDER) + 2), generator=generator)
 
 
-class Halved(KeepsOrder):
+class Halved(FollowsRecipe):
     """Each process goes through a half of its own, from its beginning to its end."""
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -277,7 +277,7 @@ class Halved(KeepsOrder):
         return pairs.transpose(1, 0, 2).ravel().tolist()
 
 
-class Strided(KeepsOrder):
+class Strided(FollowsRecipe):
     """Every second question for each process, as `DistributedSampler` hands them out."""
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -287,13 +287,13 @@ class Strided(KeepsOrder):
 def test_a_shuffling_trainer_is_caught(
     tiny_llama: Path, tmp_path: Path, rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(with_trl, "KeepsOrder", Shuffled)
+    monkeypatch.setattr(with_trl, "FollowsRecipe", Shuffled)
     with pytest.raises(TuningError, match="did not keep the order: step 1 held other questions"):
         tune_with_trl(tiny_llama, rows, ORDER, recipe(), seed=3, out=tmp_path / "out")
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
-class OwnRates(KeepsOrder):
+class OwnRates(FollowsRecipe):
     """A trainer with learning rates of its own."""
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -301,14 +301,14 @@ class OwnRates(KeepsOrder):
         return self.lr_scheduler
 
 
-class EndsEarly(KeepsOrder):
+class EndsEarly(FollowsRecipe):
     """A trainer that reads a part of its dataset."""
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         return range(len(ORDER) - 6)
 
 
-class StopsEarly(KeepsOrder):
+class StopsEarly(FollowsRecipe):
     """A trainer that something stops."""
 
     def _end_step(self) -> None:
@@ -327,7 +327,7 @@ class StopsEarly(KeepsOrder):
 def test_other_rates_and_ends_are_caught(
     tiny_llama: Path, tmp_path: Path, rows, monkeypatch, mutant: type, message: str
 ) -> None:
-    monkeypatch.setattr(with_trl, "KeepsOrder", mutant)
+    monkeypatch.setattr(with_trl, "FollowsRecipe", mutant)
     with pytest.raises(TuningError, match=message):
         tune_with_trl(tiny_llama, rows, ORDER, recipe(), seed=3, out=tmp_path / "out")
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
@@ -562,7 +562,7 @@ def be_one_process(folder: Path) -> None:
     by_token = spec.recipe.model_copy(update={"weight": "token"})
     go("by token", recipe=by_token, save_steps=0, data_workers=0)
     for mutant in (Shuffled, Halved, Strided):
-        with_trl.KeepsOrder = mutant
+        with_trl.FollowsRecipe = mutant
         go(mutant.__name__, save_steps=0, data_workers=0)
     (folder / f"rank-{rank}.json").write_text(json.dumps(results))
     torch.distributed.destroy_process_group()

@@ -1,6 +1,6 @@
-"""What a Transformers trainer needs to keep our order: the dataset, the loss and the watch.
+"""What a Transformers trainer needs to train as a recipe says: the dataset, the loss and the watch.
 
-`KeepsOrder` is a mixin for any Transformers `Trainer`. All epochs are laid out as one dataset in
+`FollowsRecipe` is a mixin for any Transformers `Trainer`. All epochs are laid out as one dataset in
 the order in which they are trained; every step is checked against the order before its weights
 move.
 """
@@ -21,6 +21,7 @@ from torch import Tensor
 from lessonplan.errors import InputError
 from lessonplan.models.rows import Row
 from lessonplan.training.recipe import Recipe
+from lessonplan.training.sampling import KeepsOrder
 from lessonplan.training.schedule import learning_rates, steps_of
 from lessonplan.training.tune import TuningError
 
@@ -178,7 +179,7 @@ def order_problems(
     return problems
 
 
-class KeepsOrder:
+class FollowsRecipe(KeepsOrder):
     """Mixin for a Transformers `Trainer`: our loss, our learning rates, and the order watched.
 
     The trainer's dataset is an `ordered_dataset`, its collator `collate`. `follow` comes before
@@ -186,9 +187,6 @@ class KeepsOrder:
     """
 
     loss_is_scaled_for_ga = True  # our weights already hold the whole step
-    accelerator: Any
-    args: Any
-    state: Any
     optimizer: Any
     lr_scheduler: Any
 

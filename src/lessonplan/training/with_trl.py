@@ -36,7 +36,7 @@ from lessonplan.models.rows import Row
 from lessonplan.seeds import stream_seed
 from lessonplan.training.in_order import (
     MARK,
-    KeepsOrder,
+    FollowsRecipe,
     Questions,
     collate,
     lay_out,
@@ -409,7 +409,7 @@ def _run(
     torch.set_num_threads(recipe.threads)
     run = _digest(spec, questions)
     checkpoint = _last_checkpoint(spec.out / TRAINER, run) if spec.resume else None
-    trainer_type = type("OrderedTrainer", (KeepsOrder, SFTTrainer), {})
+    trainer_type = type("OrderedTrainer", (FollowsRecipe, SFTTrainer), {})
     with tempfile.TemporaryDirectory(prefix="lessonplan-") as scratch:
         with _refusals():
             # Before the model, whose weights DeepSpeed may split as they are read.

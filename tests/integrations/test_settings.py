@@ -1,0 +1,91 @@
+"""`lessonplan order --for`: rows of any format are kept whole, and the settings can be read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+from typer.testing import CliRunner
+
+from lessonplan.cli import app
+from lessonplan.errors import InputError
+from lessonplan.integrations import trainer_settings
+
+SCORES = [0.7, 0.1, 0.9, 0.4]
+ROWS = {
+    "messages": [
+        {
+            "messages": [
+                {"role": "user", "content": f"é {i}"},
+                {"role": "assistant", "content": ""},
+            ],
+            "score": score,
+            "meta": {"tags": ["a", None], "deep": {"n": i}},
+        }
+        for i, score in enumerate(SCORES)
+    ],
+    "completion": [
+        {"prompt": f"p{i}", "completion": [{"role": "assistant", "content": "x"}], "score": score}
+        for i, score in enumerate(SCORES)
+    ],
+}
+
+
+def order(folder: Path, kind: str, trainer: str, *more: str) -> tuple[list[str], str]:
+    """Return the lines written and the settings printed."""
+    data, out = folder / "data.jsonl", folder / "ordered.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS[kind]), encoding="utf-8")
+    command = ["order", str(data), "-s", "curriculum", "--difficulty", "score", "-o", str(out)]
+    said = CliRunner().invoke(app, [*command, "--for", trainer, *more])
+    assert said.exit_code == 0, said.output
+    return out.read_text(encoding="utf-8").splitlines(), said.stdout.partition("\n")[2]
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_rows_are_kept_whole(tmp_path: Path, kind: str) -> None:
+    lines, _ = order(tmp_path, kind, "trl", "--epochs", "2")
+    assert lines == [json.dumps(ROWS[kind][i]) for i in [1, 3, 0, 2] * 2]
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_axolotl(tmp_path: Path, kind: str) -> None:
+    found = YAML(typ="safe").load(order(tmp_path, kind, "axolotl")[1])
+    [data] = found.pop("datasets")
+    assert Path(data["path"]).name == "ordered.jsonl"
+    assert data["ds_type"] == "json"
+    assert data["type"] == "chat_template" if kind == "messages" else data["type"]["field_output"]
+    assert found == {
+        "curriculum_sampling": True,
+        "shuffle_merged_datasets": False,
+        "sample_packing": False,
+        "group_by_length": False,
+        "streaming": False,
+        "dataset_exact_deduplication": False,
+        "val_set_size": 0,
+        "num_epochs": 1,
+    }
+
+
+def test_llamafactory(tmp_path: Path) -> None:
+    said = order(tmp_path, "messages", "llamafactory")[1]
+    text, _, settings = said.partition("# and into")
+    entry = json.loads(text.partition("\n")[2])["ordered"]
+    assert entry["file_name"] == "ordered.jsonl"
+    assert entry["tags"]["role_tag"] == "role"
+    found = YAML(typ="safe").load(settings.partition("\n")[2])
+    assert found["disable_shuffling"] is True
+    assert found["dataset"] == "ordered"
+    assert [found[name] for name in ("streaming", "packing", "val_size")] == [False, False, 0]
+
+
+def test_ms_swift_and_epochs(tmp_path: Path) -> None:
+    said = order(tmp_path, "messages", "ms-swift", "--epochs", "3", "--each", "anew")[1]
+    assert "--dataset_shuffle false --train_dataloader_shuffle false" in said
+    assert "the file holds all 3 epochs" in said
+
+
+def test_an_unknown_trainer() -> None:
+    with pytest.raises(InputError, match="Did you mean 'axolotl'"):
+        trainer_settings("axolotle", "o.jsonl", [])
