@@ -126,7 +126,8 @@ class Analysis:
         family: number of tests that Holm's correction runs over.
         level: the first step's level, 0.05 / family.
         agreements, overlaps, source_gains: every two sources of a label compared; empty where
-            each label has one. leaks: one for each source of difficulty.
+            each label has one. leaks: one for each source of difficulty of
+            questions with options.
     """
 
     results: list[Result]
@@ -213,7 +214,11 @@ def analyse(record: Record) -> Analysis:
         level,
         agreements=agreements(record.label_sources),
         overlaps=overlaps(record.label_sources),
-        leaks=[leak(s) for s in record.label_sources if s.kind == "difficulty"],
+        leaks=[
+            leak(s)
+            for s in record.label_sources
+            if s.kind == "difficulty" and s.answers is not None
+        ],
         source_gains=correct_sources(by_source),
     )
 

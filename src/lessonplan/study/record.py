@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lessonplan.data.features import are_completions
 from lessonplan.evaluation.outcomes import (
     Curve,
     LabelCheck,
@@ -21,7 +23,7 @@ from lessonplan.evaluation.outcomes import (
     Outcome,
     Record,
 )
-from lessonplan.evaluation.scores import weighted_f1
+from lessonplan.evaluation.scores import LIKELIHOODS, weighted_f1
 from lessonplan.models.scores import option_scores
 from lessonplan.study.files import read_json, read_table
 from lessonplan.study.plan import UNTUNED, elsewhere, held_out_name, run_title
@@ -86,6 +88,8 @@ def _outcome(
     questions = data[of]
     ids = questions["id"].to_pylist()
     place = {identifier: i for i, identifier in enumerate(ids)}
+    options = questions["options"].to_pylist()
+    completions = are_completions({"options": options})
     seeds = list(plan["seeds"])
     arms = {run["arm"]: np.full((len(seeds), len(ids)), np.nan) for run in runs}
     chosen = {arm: np.full(values.shape, -1) for arm, values in arms.items()}
@@ -108,7 +112,8 @@ def _outcome(
             table = read_table(file)
             if evaluation["kind"] == "final":
                 _fill(arms[run["arm"]][row], table, place)
-                _fill(chosen[run["arm"]][row], table, place, "chosen")
+                if not completions:
+                    _fill(chosen[run["arm"]][row], table, place, "chosen")
                 end = int(table["checkpoint"][0].as_py())
                 finals[run["arm"]] = max(end, finals.get(run["arm"], 0))
             else:
@@ -117,12 +122,12 @@ def _outcome(
     base = _untuned_table(folder, plan, model, of)
     if base is not None:
         _fill(untuned, base, place)
-        chosen[UNTUNED] = np.full((1, len(ids)), -1)
-        _fill(chosen[UNTUNED][0], base, place, "chosen")
-    options = questions["options"].to_pylist()
+        if not completions:
+            chosen[UNTUNED] = np.full((1, len(ids)), -1)
+            _fill(chosen[UNTUNED][0], base, place, "chosen")
     answers = questions["answer"].to_numpy()
     right = [o[a] for o, a in zip(options, answers, strict=True)]
-    return Outcome(
+    outcome = Outcome(
         model=model,
         evaluation=name
         if len(plan["training"]) == 1 or of == training
@@ -150,13 +155,29 @@ def _outcome(
         if plan["scoring"]["form"] == "cloze"
         else None,
     )
+    if not completions:
+        return outcome
+    return replace(
+        outcome,
+        metric=LIKELIHOODS[plan["scoring"]["score"]],
+        f1={},
+        answers=None,
+        n_options=None,
+        answer_seen=None,
+        meaningless=None,
+    )
 
 
 def _fill(
-    values: NDArray[Any], table: pa.Table, place: dict[str, int], column: str = "correct"
+    values: NDArray[Any], table: pa.Table, place: dict[str, int], column: str | None = None
 ) -> None:
+    """Put a column of a table, by default the score, where its questions stand in an array."""
     rows = [place[identifier] for identifier in table["id"].to_pylist()]
-    values[rows] = table[column].to_numpy().astype(values.dtype)
+    values[rows] = table[column or _score_column(table)].to_numpy().astype(values.dtype)
+
+
+def _score_column(table: pa.Table) -> str:
+    return "value" if "value" in table.column_names else "correct"
 
 
 def _f1(answers: NDArray[np.int64], chosen: NDArray[np.int64]) -> float:
@@ -190,7 +211,7 @@ def _curves(
         for (row, table), step in zip(tables, steps, strict=True):
             where = [column[place[i]] for i in table["id"].to_pylist()]
             at = [1 + step.index(c) for c in table["checkpoint"].to_pylist()]
-            values[row, at, where] = table["correct"].to_numpy().astype(np.float64)
+            values[row, at, where] = table[_score_column(table)].to_numpy().astype(np.float64)
         curves[arm] = Curve(np.array(seen, dtype=np.int64), values)
     return curves
 
@@ -261,7 +282,7 @@ def _label_source(entry: dict[str, str], table: pa.Table) -> LabelSource:
     return LabelSource(
         **entry,
         values=values,
-        answers=table["answer"].to_numpy(),
+        answers=None if are_completions(table) else table["answer"].to_numpy(),
         place=np.array(table[place].to_pylist()) if place in table.column_names else None,
     )
 
@@ -285,6 +306,8 @@ def _untuned_losses(
         return None
     sums = [np.array(x) for x in table["loglikelihood"].to_pylist()]
     tokens = [np.array(x) for x in table["tokens"].to_pylist()]
+    if "value" in table.column_names:
+        return np.array([-s[0] / t[0] for s, t in zip(sums, tokens, strict=True)])
     answers = table["answer"].to_numpy()
     if plan["recipes"][model]["loss"] == "answer":
         return np.array([-s[a] / t[a] for s, t, a in zip(sums, tokens, answers, strict=True)])
