@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from lessonplan.data.features import TURNS
 from lessonplan.errors import InputError, first_line
 
 Turn = dict[str, str]
-# What a template that writes the date gets: the same tokens today and tomorrow.
-DATE = datetime(2024, 7, 26)
+# Stands before templates that write today's date, so that a study has the same tokens tomorrow.
+FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,11 @@ def _written(tokenizer: Any, turns: list[Turn], completion: str, name: str) -> t
     """Return a conversation up to its completion, and with it, as the template writes them."""
     import jinja2
 
-    settings = {"tokenize": False, "strftime_now": DATE.strftime}
     try:
+        template = tokenizer.get_chat_template()
+        if "strftime_now" in template:
+            template = FIXED_DATE + template
+        settings = {"chat_template": template, "tokenize": False}
         prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, **settings)
         reply = {"role": "assistant", "content": completion}
         whole = tokenizer.apply_chat_template([*turns, reply], **settings)
