@@ -306,8 +306,10 @@ def evaluate(
     from datasets import Dataset
 
     from lessonplan.data import load_questions, write_table
+    from lessonplan.data.features import are_completions
     from lessonplan.evaluation import accuracy, weighted_f1
     from lessonplan.evaluation.predict import evaluate as evaluate_model
+    from lessonplan.evaluation.scores import LIKELIHOODS
     from lessonplan.training.recipe import read_recipe, read_scoring
 
     recipe = read_recipe(settings or [])
@@ -325,6 +327,10 @@ def evaluate(
         trust_remote_code=trust_remote_code,
     )
     write_table(Dataset(table), out)
+    if are_completions(questions):
+        told = f"{LIKELIHOODS[form.score]} {np.mean(table['value'].to_numpy()):.4f}"
+        say(f"{counted(len(table), 'completion')}: {told}; predictions: {out}")
+        return
     answers, chosen = (np.asarray(table[name].to_numpy()) for name in ("answer", "chosen"))
     say(
         f"{counted(len(table), 'question')}: accuracy {accuracy(answers, chosen):.3f}, weighted F1 "

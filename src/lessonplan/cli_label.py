@@ -202,11 +202,14 @@ def _label_summary(label: Any, questions: Any) -> str:
     """Say how a label agrees with the data's own, its models with each other, and what it leaks."""
     import numpy as np
 
+    from lessonplan.data.features import are_completions
     from lessonplan.evaluation import LabelSource
     from lessonplan.report.source_section import agreement_sentence
     from lessonplan.statistics.sources import agreements, leak
 
-    answers = np.asarray(questions["answer"][:], dtype=np.int64)
+    answers = None
+    if not are_completions(questions):
+        answers = np.asarray(questions["answer"][:], dtype=np.int64)
     named = {"this label": label.values}
     for column, values in label.details.items():
         if ": " in column and not column.startswith(("right: ", "missing: ")):
@@ -219,7 +222,7 @@ def _label_summary(label: Any, questions: Any) -> str:
         for name, values in named.items()
     ]
     said = [agreement_sentence(agreement) for agreement in agreements(sources)]
-    if label.kind == "difficulty":
+    if label.kind == "difficulty" and answers is not None:
         told = leak(sources[0])
         said.append(
             f"It tells {told.bits:.3f} of the {told.position_bits:.2f} bits of the right answer's "

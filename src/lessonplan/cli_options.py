@@ -23,8 +23,9 @@ ColumnsOption = Annotated[
     list[str] | None,
     typer.Option(
         "--column",
-        help="ours=theirs for question, options, answer, id, category or difficulty; several "
-        "option columns as options=a,b,c. May be given several times.",
+        help="ours=theirs for question, options, answer, id, category or difficulty (of chat data "
+        "messages, or prompt and completion); several option columns as options=a,b,c. May be "
+        "given several times.",
     ),
 ]
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Preset, folder, .gguf or hub id.")]

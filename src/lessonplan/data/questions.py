@@ -1,4 +1,4 @@
-"""Multiple-choice questions from anywhere, in one form: a `datasets.Dataset` of fixed columns.
+"""Questions from anywhere, in one form: a `datasets.Dataset` of fixed columns.
 
 A publisher's format is a mapping from our columns to theirs; everything else (which base an answer
 has, which rows are broken) is read from the whole column and checked in one place.
@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from lessonplan import seeds
 from lessonplan.data import hpo, icd10cm, tables
-from lessonplan.data.features import COLUMNS, LETTERS, question_features
+from lessonplan.data.completions import read_completions
+from lessonplan.data.features import COLUMNS, LETTERS, TURNS, question_features
 from lessonplan.data.sources import Raw, open_dataset, open_named, open_path
 from lessonplan.errors import InputError, counted, first_line, nearest, shown
 
@@ -52,6 +53,14 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 REQUIRED = ("question", "options", "answer")
 BANKS: dict[str, Any] = {"icd10cm": icd10cm, "hpo": hpo}  # built in
+# The same for chat and instruction data, where a row is a prompt with its completion.
+COMPLETION_FORMATS: dict[str, dict[str, Any]] = {
+    "messages": {"messages": "messages"},
+    "prompt_completion": {"prompt": "prompt", "completion": "completion"},
+    "alpaca": {"instruction": "instruction", "input": "input", "output": "output"},
+}
+ALL_FORMATS = FORMATS | COMPLETION_FORMATS
+OPTIONAL = ("id", "input", "category", "difficulty")
 
 
 def __getattr__(name: str) -> Any:
@@ -118,7 +127,11 @@ def read_questions(
     answer_base: int | None = None,
     seed: int = 0,
 ) -> Reading:
-    """Read multiple-choice questions from a built-in bank, a file, a folder, or the hub.
+    """Read questions, or prompts with completions, from a built-in bank, a file or the hub.
+
+    A prompt with a completion is a question with one option. White space in them stays. Of a
+    conversation the last turn, which has to be the assistant's, is the completion; the turns
+    before it stand in a further column ``turns``.
 
     Args:
         source: a path (which wins over the names that follow), ``"icd10cm"``, ``"hpo"``, a preset
@@ -126,9 +139,12 @@ def read_questions(
             `datasets.Dataset`.
         split: which split of a source that has several.
         columns: our names -> the table's, over what the format says. Keys are id, question,
-            options (a column of lists, or a list of columns), answer, category, difficulty.
-        format: ``"medmcqa"``, ``"medqa"``, ``"lek"``, ``"columns"`` (by name or mapping), or
-            ``"auto"``: recognised by the columns.
+            options (a column of lists, or a list of columns), answer, category, difficulty; for
+            completions messages, or prompt and completion, or instruction, input and output.
+        format: ``"medmcqa"``, ``"medqa"``, ``"lek"``, ``"columns"`` (by name or mapping); for
+            completions ``"messages"``, ``"prompt_completion"`` (two texts, joined as they are, or
+            two lists of turns) or ``"alpaca"`` (instruction, input, output: a conversation of
+            one turn each); or ``"auto"``: recognised by the columns.
         bad_rows: ``"error"`` raises on rows that cannot be used, ``"drop"`` leaves them out.
         keep: further columns of the table to keep, unchanged.
         answer_base: 0 or 1 for answers that are indices, where the column leaves it open.
@@ -143,18 +159,19 @@ def read_questions(
     """
     if bad_rows not in ("error", "drop"):
         raise InputError(f"bad_rows is 'error' or 'drop', not {bad_rows!r}.")
-    if format != "auto" and format not in FORMATS:
+    if format != "auto" and format not in ALL_FORMATS:
         raise InputError(
-            f"There is no format {format!r}.{nearest(format, FORMATS)} "
-            f"Formats are auto, {', '.join(FORMATS)}."
+            f"There is no format {format!r}.{nearest(format, ALL_FORMATS)} "
+            f"Formats are auto, {', '.join(ALL_FORMATS)}."
         )
     if answer_base not in (None, 0, 1):
         raise InputError(f"answer_base is 0 or 1, not {answer_base!r}.")
+    known = [*COLUMNS, *(key for keys in COMPLETION_FORMATS.values() for key in keys)]
     for key in columns or {}:
-        if key not in COLUMNS:
+        if key not in known:
             raise InputError(
-                f"columns: {key!r} is no column of a question.{nearest(key, COLUMNS)} "
-                f"Those are {', '.join(COLUMNS)}."
+                f"columns: {key!r} is no column of a question.{nearest(key, known)} "
+                f"Those are {', '.join(known)}."
             )
 
     if isinstance(source, (str, os.PathLike)) and not os.path.exists(source):
@@ -269,7 +286,7 @@ def _understand(
     if n == 0:
         raise InputError(f"{raw.source} holds no rows; at least one question is needed.")
     if format == "auto":
-        format = _recognise(found)
+        format = _recognise(raw.source, found, columns)
     mapping = _mapping(raw.source, found, format, columns)
     for name in keep:
         if name not in found:
@@ -280,54 +297,29 @@ def _understand(
                 f"and comes from {mapping.get(name)!r}. Rename the file's column."
             )
 
-    faults: dict[int, str] = {}  # row -> the first thing wrong with it
-    texts = [_text(v) for v in found[mapping["question"]]]
-    options, keys = _options(found, mapping["options"], n)
-    if isinstance(mapping["options"], str) and not any(options):
-        raise InputError(
-            f"{raw.source}: column {mapping['options']!r} holds no lists of options (the first "
-            f"is {shown(found[mapping['options']][0])}). Give lists, in a CSV as JSON, or name a "
-            "column for each option."
+    turns: list[str] = []
+    if format in COMPLETION_FORMATS:
+        if TURNS in keep:
+            raise InputError(f"keep: rename the column {TURNS!r} of {raw.source}; it is taken.")
+        examples, faults = read_completions(found, mapping, format, n)
+        texts = [example.prompt for example in examples]
+        options: list[list[Any]] = [[example.completion] for example in examples]
+        answers: list[int | None] = [0] * n
+        unlabelled: set[int] = set()
+        if any(example.turns for example in examples):
+            turns = [json.dumps(example.turns) for example in examples]
+    else:
+        texts, options, answers, unlabelled, faults = _multiple_choice(
+            raw, mapping, format, answer_base
         )
-    for i in range(n):
-        if not texts[i]:
-            faults[i] = "empty question"
-        elif fault := _options_fault(options[i], keys[i]):
-            faults[i] = fault
-    for key in ("id", "question", "category"):
+    difficulty = _difficulty(found, mapping, format, n)
+    for key in ("id", "category"):
         for i, value in enumerate(found[mapping[key]] if key in mapping else []):
             if isinstance(value, tables.NESTED):
                 faults[i] = f"{key} that is {tables.kind_of(value)}"
-
-    own = FORMATS["medmcqa"]["answer"]
-    values = [_answer_value(v) for v in found[mapping["answer"]]]
-    unlabelled = (
-        {i for i in range(n) if values[i] == -1}
-        if format == "medmcqa" and mapping["answer"] == own
-        else set()
-    )
-    if len(unlabelled) == n:
-        raise InputError(f"{raw.source} is unlabelled: {own} is -1 in all {n} rows.")
-    if answer_base is None and raw.preset == "medmcqa":
-        answer_base = 0
-    answers = _answers(
-        raw.source,
-        mapping["answer"],
-        [None if i in unlabelled else value for i, value in enumerate(values)],
-        options,
-        keys,
-        answer_base,
-        zero_based=all(mapping.get(name) == name for name in COLUMNS),
-    )
-    difficulty = _difficulty(found, mapping, format, n)
     for i in range(n):
-        if i in unlabelled:
-            continue
-        if values[i] is None:
-            faults.setdefault(i, "no answer")
-        elif answers[i] is None:
-            faults.setdefault(i, "answer outside the options")
-        if difficulty[i] is not None and not math.isfinite(difficulty[i]):
+        unusable = difficulty[i] is not None and not math.isfinite(difficulty[i])
+        if unusable and i not in unlabelled:
             faults.setdefault(i, "difficulty that is no number")
 
     identifiers = [str(i) for i in range(n)]
@@ -353,6 +345,8 @@ def _understand(
         },
         features=question_features(),
     )
+    if turns:
+        questions = questions.add_column(TURNS, [turns[i] for i in good])
     further = [name for name in dict.fromkeys(keep) if name not in COLUMNS]
     if further and raw.original is not None:
         kept = raw.original.select_columns(further).select(good)
@@ -371,12 +365,76 @@ def _understand(
     return Reading(questions, raw.source, n, dropped, notes)
 
 
-def _recognise(found: Mapping[str, Any]) -> str:
+def _multiple_choice(
+    raw: Raw, mapping: Mapping[str, Any], format: str, answer_base: int | None
+) -> tuple[list[str], list[list[Any]], list[int | None], set[int], dict[int, str]]:
+    """Return texts, options and answers, which rows are unlabelled, and each row's first fault."""
+    found = raw.table.columns
+    n = tables.row_count(found)
+    faults: dict[int, str] = {}  # row -> the first thing wrong with it
+    texts = [_text(v) for v in found[mapping["question"]]]
+    options, keys = _options(found, mapping["options"], n)
+    if isinstance(mapping["options"], str) and not any(options):
+        raise InputError(
+            f"{raw.source}: column {mapping['options']!r} holds no lists of options (the first "
+            f"is {shown(found[mapping['options']][0])}). Give lists, in a CSV as JSON, or name a "
+            "column for each option."
+        )
+    for i in range(n):
+        if not texts[i]:
+            faults[i] = "empty question"
+        elif fault := _options_fault(options[i], keys[i]):
+            faults[i] = fault
+    for i, value in enumerate(found[mapping["question"]]):
+        if isinstance(value, tables.NESTED):
+            faults[i] = f"question that is {tables.kind_of(value)}"
+
+    own = FORMATS["medmcqa"]["answer"]
+    values = [_answer_value(v) for v in found[mapping["answer"]]]
+    unlabelled = (
+        {i for i in range(n) if values[i] == -1}
+        if format == "medmcqa" and mapping["answer"] == own
+        else set()
+    )
+    if len(unlabelled) == n:
+        raise InputError(f"{raw.source} is unlabelled: {own} is -1 in all {n} rows.")
+    if answer_base is None and raw.preset == "medmcqa":
+        answer_base = 0
+    answers = _answers(
+        raw.source,
+        mapping["answer"],
+        [None if i in unlabelled else value for i, value in enumerate(values)],
+        options,
+        keys,
+        answer_base,
+        zero_based=all(mapping.get(name) == name for name in COLUMNS),
+    )
+    for i in set(range(n)) - unlabelled:
+        if values[i] is None:
+            faults.setdefault(i, "no answer")
+        elif answers[i] is None:
+            faults.setdefault(i, "answer outside the options")
+    return texts, options, answers, unlabelled, faults
+
+
+def _recognise(source: str, found: Mapping[str, Any], columns: Mapping[str, Any]) -> str:
     for name in ("medmcqa", "medqa", "lek"):
         needed = [FORMATS[name][key] for key in REQUIRED]
         if all(c in found for c in _flat(needed)):
             return name
-    return "columns"
+    if set(REQUIRED) & set(columns) or set(REQUIRED) <= set(found):
+        return "columns"
+    fitting = [
+        name
+        for name, keys in COMPLETION_FORMATS.items()
+        if all(columns.get(key, key) in found for key in keys if key not in OPTIONAL)
+    ]
+    if len(fitting) > 1:
+        raise InputError(
+            f"{source} has the columns of several formats: {' and '.join(fitting)}. "
+            "Say which with format."
+        )
+    return fitting[0] if fitting else "columns"
 
 
 def _flat(names: Sequence[Any]) -> list[str]:
@@ -388,10 +446,19 @@ def _mapping(
 ) -> dict[str, Any]:
     """Return our column -> theirs, all of them present in the table."""
     mapping: dict[str, Any] = {}
-    for key in COLUMNS:
-        own = FORMATS[format].get(key, key)
+    keys: tuple[str, ...] = COLUMNS
+    if format in COMPLETION_FORMATS:
+        keys = ("id", *COMPLETION_FORMATS[format], "category", "difficulty")
+    for key in columns:
+        if key not in keys:
+            raise InputError(
+                f"columns: {key!r} is no column of the format {format}, which has "
+                f"{', '.join(keys)}."
+            )
+    for key in keys:
+        own = ALL_FORMATS[format].get(key, key)
         name = columns.get(key, own)
-        if key in columns or key in REQUIRED:
+        if key in columns or key not in OPTIONAL:
             if not isinstance(name, str) and (key != "options" or not isinstance(name, Sequence)):
                 raise InputError(f"columns: {key} has to be the name of a column, not {name!r}.")
             for column in _flat([name]):

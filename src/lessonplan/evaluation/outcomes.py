@@ -13,7 +13,7 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy along a run, on the fixed part of the evaluation set that is scored on the way.
+    """Scores along a run, on the fixed part of the evaluation set that is scored on the way.
 
     Attributes:
         seen: questions seen at each checkpoint, int64 ``[P]``, ascending; 0 is the untuned model.
@@ -131,7 +131,7 @@ class LabelSource:
             option, smollm2-135m, cloze").
         values: float64 ``[n]`` difficulties (0 easiest, 1 hardest), or n categories; NaN or None
             where a question has none.
-        answers: int64 ``[n]`` index of the right option.
+        answers: int64 ``[n]`` index of the right option; None where there is nothing to choose.
         place: float64 ``[n, 2]``, each question's place on a map on which like lies near like;
             None where there is no map.
     """
@@ -141,7 +141,7 @@ class LabelSource:
     source: str
     origin: str
     values: FloatArray | list[str | None]
-    answers: NDArray[np.int64]
+    answers: NDArray[np.int64] | None
     place: FloatArray | None = None
 
 

@@ -1,4 +1,4 @@
-"""Predictions: what a model thinks of each option of each question, as a table."""
+"""Predictions: what a model thinks of each option of each question, or of each completion."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lessonplan.data.features import are_completions
 from lessonplan.evaluation.scores import choose
 from lessonplan.models.rows import Row, question_rows, token_rows, unconditional_texts
-from lessonplan.training.recipe import Recipe, Scoring
+from lessonplan.models.scores import option_scores
+from lessonplan.training.recipe import Recipe, Scoring, check_completions
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Unconditional:
 def scoring_rows(
     tokenizer: Any, questions: Any, scoring: Scoring, max_tokens: int, name: str = "question"
 ) -> tuple[list[Row], Unconditional | None]:
-    """Return a row a question with all options and, for cloze, the options without it.
+    """Return a row a question with all options and, for cloze choices, the options without it.
 
     Raises:
         InputError: a question does not fit `max_tokens` even when cut; names it.
@@ -45,7 +47,7 @@ def scoring_rows(
         max_tokens=max_tokens,
         name=name,
     )
-    if scoring.form == "letter":
+    if scoring.form == "letter" or are_completions(questions):
         return rows, None
     texts = unconditional_texts(questions, template=scoring.template)
     place = {c: (i, k) for i, text in enumerate(texts) for k, c in enumerate(text.continuations)}
@@ -84,10 +86,26 @@ def predictions(
 
     Returns:
         Columns checkpoint, id, answer, chosen, correct, and for each option: loglikelihood (nats),
-        tokens, bytes, unconditional (nats, or null).
+        tokens, bytes, unconditional (nats, or null). Of completions: checkpoint, id, value (the
+        primary score: higher is better), loglikelihood, tokens and bytes.
     """
     part = np.arange(len(rows)) if part is None else part
     sums, tokens = engine.score(rows, hidden, part)
+    floats, integers = pa.list_(pa.float64()), pa.list_(pa.int64())
+    ids = questions["id"][:]
+    if are_completions(questions):
+        lengths = [rows[i].lengths for i in part]
+        scores = option_scores(primary(scoring), sums, tokens, lengths)
+        return pa.table(
+            {
+                "checkpoint": pa.array(np.full(len(part), checkpoint), pa.int64()),
+                "id": pa.array([ids[i] for i in part], pa.string()),
+                "value": pa.array([float(score[0]) for score in scores], pa.float64()),
+                "loglikelihood": pa.array([s.tolist() for s in sums], floats),
+                "tokens": pa.array([t.tolist() for t in tokens], integers),
+                "bytes": pa.array([b.tolist() for b in lengths], integers),
+            }
+        )
     alone = None
     if unconditional is not None and len(part):
         asked = np.unique(np.concatenate([unconditional.place[i][:, 0] for i in part]))
@@ -96,9 +114,7 @@ def predictions(
         alone = [np.array([by_row[r][k] for r, k in unconditional.place[i]]) for i in part]
     lengths = [rows[i].lengths for i in part]
     chosen = choose(primary(scoring), sums, tokens, lengths, alone)
-    ids = questions["id"][:]
     answers = np.asarray(questions["answer"][:], dtype=np.int64)[part]
-    floats, integers = pa.list_(pa.float64()), pa.list_(pa.int64())
     return pa.table(
         {
             "checkpoint": pa.array(np.full(len(part), checkpoint), pa.int64()),
@@ -147,6 +163,7 @@ def evaluate(
     from lessonplan.training.train import load_for
 
     scoring, recipe = scoring or Scoring(), recipe or Recipe()
+    check_completions(questions, scoring, "The data")
     loaded = load_for(model, recipe, trust_remote_code=trust_remote_code)
     if adapter is not None:
         load_adapter(loaded.network, Path(adapter))

@@ -7,6 +7,13 @@ from numpy.typing import NDArray
 
 from lessonplan.models.scores import FloatRows, IntRows, option_scores
 
+# What a comparison calls the scores of completions, by primary score.
+LIKELIHOODS = {
+    "per_token": "log-likelihood per token",
+    "per_byte": "log-likelihood per byte",
+    "sum": "log-likelihood",
+}
+
 
 def choose(
     score: str,

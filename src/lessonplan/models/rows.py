@@ -17,8 +17,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lessonplan.data.features import LETTERS
+from lessonplan.data.features import LETTERS, are_completions
 from lessonplan.errors import InputError
+from lessonplan.models.completions import completion_tokens
 
 Form = Literal["cloze", "letter"]
 
@@ -137,13 +138,20 @@ def question_rows(
     only_answer: bool = False,
     name: str = "question",
 ) -> list[Row]:
-    """Return one row a question: `token_rows` of its `question_texts`.
+    """Return one row a question: `token_rows` of its `question_texts`, or `completion_tokens`.
 
     Args:
         name: what stands before a question's id in an error.
     """
-    texts = question_texts(questions, form, template=template, only_answer=only_answer)
     names = [f"{name} {identifier}" for identifier in questions["id"]]
+    if are_completions(questions):
+        found = completion_tokens(tokenizer, questions, max_tokens=max_tokens, names=names)
+        sizes = [len(options[0].encode()) for options in questions["options"]]
+        return [
+            token_tree([tokens.ids], [tokens.first], [size], tokens.cut)
+            for tokens, size in zip(found, sizes, strict=True)
+        ]
+    texts = question_texts(questions, form, template=template, only_answer=only_answer)
     return token_rows(tokenizer, texts, max_tokens=max_tokens, names=names)
 
 

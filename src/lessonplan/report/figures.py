@@ -16,7 +16,7 @@ import numpy as np
 from lessonplan.statistics.analysis import ACCURACY, Result
 from lessonplan.statistics.crossed import THESE_RUNS
 from lessonplan.statistics.family import Gain
-from lessonplan.statistics.verdict import baseline_words, place, signed, spoken
+from lessonplan.statistics.verdict import baseline_words, place, signed, spoken, unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -157,8 +157,8 @@ def _forest(ax: Axes, result: Result, width: float, title: str) -> None:
     ax.spines["left"].set_visible(False)
     ax.grid(axis="x", color=RULE, lw=0.7)
     ax.set_axisbelow(True)
-    unit = "points" if metric == ACCURACY else literal(metric)
-    ax.set_xlabel(f"gain over {literal(shortened(baseline_words(result), 30))} ({unit})")
+    measured = unit(metric).strip() or literal(metric)
+    ax.set_xlabel(f"gain over {literal(shortened(baseline_words(result), 30))} ({measured})")
     if title:
         ax.set_title(shortened(title, 90 if width > NARROW else 40), pad=10)
 

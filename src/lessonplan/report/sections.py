@@ -33,6 +33,7 @@ from lessonplan.statistics.verdict import (
     result_verdict,
     signed,
     spoken,
+    unit,
 )
 
 BADGES = {
@@ -170,15 +171,15 @@ def result_section(result: Result, number: int, pictures: Pictures, several: boo
 
 def _luck(result: Result) -> str:
     metric = result.outcome.metric
-    unit = " points" if metric == ACCURACY else ""
     parts = []
     if result.best is not None and result.best.k > 1:
         b = result.best
         parts.append(
-            f"The best of the {b.k} gains is {signed(b.gain, metric)}{unit} "
+            f"The best of the {b.k} gains is {signed(b.gain, metric)}{unit(metric)} "
             f"({spoken(result.gains[b.index].arm)}). If no order made any difference, the best of "
-            f"{b.k} would still stand at {signed(b.luck, metric)}{unit} on average; allowing for "
-            f"the choice, its 95% interval is {signed(b.low, metric)} to {signed(b.high, metric)}."
+            f"{b.k} would still stand at {signed(b.luck, metric)}{unit(metric)} on average; "
+            f"allowing for the choice, its 95% interval is {signed(b.low, metric)} to "
+            f"{signed(b.high, metric)}."
         )
     if result.smallest is not None:
         parts.append(

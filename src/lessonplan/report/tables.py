@@ -11,17 +11,19 @@ from lessonplan.evaluation.outcomes import Outcome
 from lessonplan.report.formats import Cell, Datum, Table, words
 from lessonplan.statistics.analysis import ACCURACY, Analysis, GroupScore, Result
 from lessonplan.statistics.labels import Received
-from lessonplan.statistics.verdict import MINUS, signed, spoken
+from lessonplan.statistics.verdict import MINUS, UNITS, signed, spoken
 
 UNTUNED = "untuned model"
 FLOOR = "floor"
 
 
 def score_cell(value: float | None, metric: str, tint: float = 0.0) -> Cell:
-    """Show a score: an accuracy in per cent, else four digits."""
+    """Show a score: an accuracy in per cent, a log-likelihood in nats, else four digits."""
     if value is None or math.isnan(value):
         return Cell("–")
-    text = f"{value * 100:.1f}" if metric == ACCURACY else f"{value:.4g}"
+    text = f"{value:.4g}"
+    if metric in UNITS:
+        text = f"{value * (100 if metric == ACCURACY else 1):.{UNITS[metric][1]}f}"
     return Cell(text.replace("-", MINUS), value, tint)
 
 
@@ -87,11 +89,12 @@ def accuracy_table(results: Sequence[Result]) -> Table:
             cells = [words(FLOOR), *_where(r, several)]
             rows.append([*cells, score_cell(r.floor, o.metric), *([Cell("–")] * (2 + f1))])
             records.append([o.model, o.evaluation, FLOOR, r.floor, None, None, None, 0, None, ""])
-    metric = {r.outcome.metric for r in results}
-    name = "accuracy (%)" if metric == {ACCURACY} else "score"
+    metrics = {r.outcome.metric for r in results}
+    metric = metrics.pop() if len(metrics) == 1 else "score"
+    name = "accuracy (%)" if metric == ACCURACY else metric
     place = ["model", "evaluation"] if several else []
     return Table(
-        "accuracy",
+        "accuracy" if metric == ACCURACY else "scores",
         "Score of each order, with its 95% interval over seeds and questions.",
         ["order", *place, name, "95% interval", *(["weighted F1 (%)"] if f1 else []), "runs"],
         rows,

@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OWN = re.compile(
-    r"(accuracy|gains|best|pairs|by_category|by_answer|judged_apart|labels"
-    r"|label_(agreement|overlap|leak|gains)|learning_rate_by_\w+|curves|orders(-\d+)?|map-\d+|grid_\w+|efficiency|forgetting)\.(md|csv|tex|svg|png)"
+    r"(accuracy|scores|gains|best|pairs|by_category|by_answer|judged_apart|labels"
+    r"|label_(agreement|overlap|leak|gains)|learning_rate_by_\w+|curves|orders(-\d+)?|map-\d+"
+    r"|grid_\w+|efficiency|forgetting)\.(md|csv|tex|svg|png)"
 )
 """The names of the files that a report writes beside its page."""
 

@@ -129,7 +129,8 @@ class Analysis:
         family: number of tests that Holm's correction runs over.
         level: the first step's level, 0.05 / family.
         agreements, overlaps, source_gains: every two sources of a label compared; empty where
-            each label has one. leaks: one for each source of difficulty.
+            each label has one. leaks: one for each source of difficulty of
+            questions with options.
         grid: several models or evaluation sets side by side; None for a single result.
         efficiency: one for each arm that was scored along its runs.
         forgetting: one for each arm whose orders are known, where questions have categories.
@@ -222,7 +223,11 @@ def analyse(record: Record) -> Analysis:
         level,
         agreements=agreements(record.label_sources),
         overlaps=overlaps(record.label_sources),
-        leaks=[leak(s) for s in record.label_sources if s.kind == "difficulty"],
+        leaks=[
+            leak(s)
+            for s in record.label_sources
+            if s.kind == "difficulty" and s.answers is not None
+        ],
         source_gains=correct_sources(by_source),
         grid=study_grid(finished),
         efficiency=[e for outcome in record.outcomes for e in efficiencies(outcome)],

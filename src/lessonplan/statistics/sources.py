@@ -245,8 +245,10 @@ def leak(source: LabelSource) -> Leak:
     the shuffled ones (Phipson & Smyth 2010, *Stat. Appl. Genet. Mol. Biol.* 9:39).
 
     Raises:
-        ValueError: labels and answers differ in length.
+        ValueError: there are no answers, or labels and answers differ in length.
     """
+    if source.answers is None:
+        raise ValueError(f"{source.source!r} of {source.training!r} has no right options")
     difficulty = np.asarray(source.values, dtype=np.float64)
     if difficulty.shape != source.answers.shape:
         raise ValueError(

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from lessonplan.evaluation.outcomes import Record
+from lessonplan.evaluation.scores import LIKELIHOODS
 from lessonplan.statistics.analysis import ACCURACY, Analysis, Result
 from lessonplan.statistics.crossed import LEAST_SEEDS, THESE_RUNS, Estimate
 from lessonplan.statistics.family import Gain
@@ -19,6 +20,13 @@ STRATEGIES = {
     "curriculum",
     "blocked_curriculum",
     "interleaved_curriculum",
+}
+# Metric -> the unit of a gain in it, and the decimals that it is read with.
+UNITS = {
+    ACCURACY: ("points", 1),
+    LIKELIHOODS["per_token"]: ("nats per token", 4),
+    LIKELIHOODS["per_byte"]: ("nats per byte", 4),
+    LIKELIHOODS["sum"]: ("nats", 2),
 }
 
 
@@ -44,21 +52,28 @@ def spoken(arm: str) -> str:
 
 
 def signed(value: float, metric: str) -> str:
-    """Return a gain with its sign: in points for an accuracy, else to three digits."""
+    """Return a gain with its sign: in points for an accuracy, in nats, else to three digits."""
     if math.isnan(value):
         return "unknown"
-    text = f"{value * 100:+.1f}" if metric == ACCURACY else f"{value:+.3g}"
+    text = f"{value:+.3g}"
+    if metric in UNITS:
+        text = f"{value * (100 if metric == ACCURACY else 1):+.{UNITS[metric][1]}f}"
     if float(text) == 0:
         text = text.lstrip("+-")
     return text.replace("-", MINUS)
 
 
+def unit(metric: str) -> str:
+    """Return the unit of a gain with a space before it, "" where it has none."""
+    return f" {UNITS[metric][0]}" if metric in UNITS else ""
+
+
 def amount(value: float, metric: str) -> str:
-    """Return a size with its unit: "2.1 points" for an accuracy, else to three digits."""
-    if metric != ACCURACY:
+    """Return a size with its unit: "2.1 points" for an accuracy, in nats, else to three digits."""
+    if metric not in UNITS:
         return f"{value:.3g}"
-    text = f"{value * 100:.1f}"
-    return text + (" point" if text == "1.0" else " points")
+    text = signed(value, metric).lstrip("+")
+    return f"{text} point" if text == "1.0" and metric == ACCURACY else text + unit(metric)
 
 
 def chance_of(p: float) -> str:
@@ -164,14 +179,13 @@ def _too_few(result: Result, best: Gain) -> Verdict:
         runs = "one seed" if seeds == 1 else f"{seeds} seeds"
         reason = f"each order was run with {runs}, and at least {LEAST_SEEDS} are needed"
     who = spoken(best.arm).capitalize()
-    unit = " points" if metric == ACCURACY else ""
     scope = "over the questions, for these runs alone" if best.estimate.scope == THESE_RUNS else ""
     return Verdict(
         "too few seeds",
         (
             f"Nothing can be concluded yet: {reason} to tell an order from luck.",
             f"In these runs {who[0].lower() + who[1:]} came out highest, "
-            f"{signed(best.estimate.mean, metric)}{unit} against {base} "
+            f"{signed(best.estimate.mean, metric)}{unit(metric)} against {base} "
             f"({interval_words(best.estimate, metric)}{', ' if scope else ''}{scope}).",
         ),
     )
@@ -182,12 +196,11 @@ def _winner(result: Result, winners: list[Gain], metric: str) -> Verdict:
     top = winners[0]
     assert top.estimate is not None
     assert top.p_holm is not None
-    unit = "" if metric != ACCURACY else " points"
     first = (
         f"{_capital(spoken(top.arm))} beat {base} by {amount(top.estimate.mean, metric)} "
         f"({interval_words(top.estimate, metric)}; {chance_of(top.p_holm)} after Holm's correction)"
     )
-    others = [spoken(w.arm) + f" by {signed(_mean(w), metric)}{unit}" for w in winners[1:]]
+    others = [spoken(w.arm) + f" by {signed(_mean(w), metric)}{unit(metric)}" for w in winners[1:]]
     first += f"; so did {listing(others)}." if others else "."
     if result.best_of_all == top.arm:
         second = "It is also better than every other order here."
@@ -199,7 +212,7 @@ def _winner(result: Result, winners: list[Gain], metric: str) -> Verdict:
     if result.best is not None and result.best.k > 1:
         second += (
             f" Luck alone would give the best of {result.best.k} orders "
-            f"{signed(result.best.luck, metric)}{unit}."
+            f"{signed(result.best.luck, metric)}{unit(metric)}."
         )
     return Verdict("winner", (first, second), _losers(result))
 
@@ -208,7 +221,6 @@ def _no_difference(result: Result, best: Gain) -> Verdict:
     assert best.estimate is not None
     metric = result.outcome.metric
     base = baseline_words(result)
-    unit = "" if metric != ACCURACY else " points"
     losers = [g for g in result.gains if g.loser]
     first = (
         f"No order beat {base}"
@@ -216,14 +228,14 @@ def _no_difference(result: Result, best: Gain) -> Verdict:
         else f"No difference from {base} was found that luck cannot explain"
     )
     first += (
-        f": the highest, {spoken(best.arm)}, stands at {signed(best.estimate.mean, metric)}{unit} "
-        f"({interval_words(best.estimate, metric)})"
+        f": the highest, {spoken(best.arm)}, stands at {signed(best.estimate.mean, metric)}"
+        f"{unit(metric)} ({interval_words(best.estimate, metric)})"
     )
     second = ""
     if result.best is not None and result.best.k > 1:
         second = (
             f"luck alone gives the best of {result.best.k} orders "
-            f"{signed(result.best.luck, metric)}{unit} on average, and "
+            f"{signed(result.best.luck, metric)}{unit(metric)} on average, and "
         )
     second += "this does not show that the orders are equal"
     if result.smallest is not None:
@@ -240,8 +252,7 @@ def _losers(result: Result) -> tuple[str, ...]:
     worse = [g for g in result.gains if g.loser]
     if not worse:
         return ()
-    unit = " points" if metric == ACCURACY else ""
-    names = listing([f"{spoken(g.arm)} ({signed(_mean(g), metric)}{unit})" for g in worse])
+    names = listing([f"{spoken(g.arm)} ({signed(_mean(g), metric)}{unit(metric)})" for g in worse])
     return (f"Worse than {baseline_words(result)}, beyond luck: {names}.",)
 
 

@@ -47,7 +47,9 @@ class DataSpec(Strict):
     data: Annotated[str, Field(min_length=1)]
     name: str = ""
     split: str | None = None
-    format: Literal["auto", "medmcqa", "medqa", "lek", "columns"] = "auto"
+    format: Literal[
+        "auto", "medmcqa", "medqa", "lek", "columns", "messages", "prompt_completion", "alpaca"
+    ] = "auto"
     columns: dict[str, str | list[str]] | None = None
     answer_base: Literal[0, 1] | None = None
     bad_rows: Literal["error", "drop"] = "error"

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lessonplan.data.features import are_completions
 from lessonplan.data.tables import missing_column
 from lessonplan.errors import InputError, counted
 from lessonplan.labels import label_column, read_answers
@@ -170,10 +171,17 @@ def make_label(
         made = Label("difficulty", values, f"1 minus the share right in {spec.share_right!r}")
     elif spec.cluster is not None:
         made = _from_clusters(spec, questions, folder, recipe.threads, watch)
+    elif spec.measure not in (None, "length", "loss") and are_completions(questions):
+        raise InputError(
+            f"{name}: measure: {spec.measure} reads the probabilities of options, and prompts with "
+            "completions have none. Take measure: loss or length."
+        )
     elif spec.measure == "length":
         made = Label("difficulty", text_length(questions), "length of question and options")
     elif spec.measure in DYNAMICS:
         made = _from_dynamics(spec, questions, folder, recipe, scoring, models, watch, compute)
+    elif spec.measure is not None and are_completions(questions):
+        made = _from_losses(spec, questions, folder, recipe, models, watch, compute)
     elif spec.measure is not None:
         made = _from_views(spec, questions, folder, recipe, scoring, models, watch, compute)
     else:
@@ -279,6 +287,42 @@ def _from_views(
     origin = f"{MEASURES[measure]}, {' and '.join(view.model for view in views)}, {form}"
     return Label(
         "difficulty", np.mean(each, axis=0), origin, notes + uninformative, uninformative, details
+    )
+
+
+def _from_losses(
+    spec: LabelSpec,
+    questions: Any,
+    folder: Path,
+    recipe: Recipe,
+    models: Sequence[ModelSpec],
+    watch: Watch,
+    compute: Compute,
+) -> Label:
+    """Return the difficulty of prompts with completions: how unlikely models find the completion.
+
+    1 minus the geometric mean of its tokens' probabilities, averaged over the models.
+    """
+    chosen = _models(spec, models)
+    for model in chosen:
+        if parse_endpoint(model.model) is not None:
+            raise InputError(
+                f"{model.model} is behind a server, which is asked for letters alone; the loss of "
+                "completions needs models that run here."
+            )
+    if spec.form == "letter":
+        raise InputError("form: letter lists options, and prompts with completions have none.")
+    answers = np.zeros(len(questions), dtype=np.int64)
+    views = _own_views(chosen, questions, answers, folder, recipe, Scoring(), watch, compute)
+    each = [measured(view, "loss", answers) for view in views]
+    details = {f"loss: {view.model}": pa.array(x) for view, x in zip(views, each, strict=True)}
+    return Label(
+        "difficulty",
+        np.mean(each, axis=0),
+        "1 minus the probability of the completion, per token, "
+        + " and ".join(view.model for view in views),
+        [note for view in views for note in view.notes],
+        details=details if len(views) > 1 else {},
     )
 
 

@@ -50,7 +50,7 @@ from lessonplan.study.config import (
 from lessonplan.study.files import digest
 from lessonplan.study.labelling import Compute, column_label, compute_here, make_label
 from lessonplan.study.watch import Watch
-from lessonplan.training.recipe import Recipe
+from lessonplan.training.recipe import Recipe, check_completions
 
 UNTUNED = "untuned"
 
@@ -300,7 +300,7 @@ def _overlaps(
         if both and not study.allow_overlap:
             raise InputError(
                 f"The training set {trained.name} also holds {counted(len(both), 'question')} of "
-                f"{evaluated.name} (the first is {both[0]}), so accuracy there would be inflated. "
+                f"{evaluated.name} (the first is {both[0]}), so scores there would be inflated. "
                 "Take them out, or set allow_overlap: true."
             )
         if both:
@@ -350,6 +350,10 @@ def _model_plan(
         runs = list(_doomed_runs(study, spec, training, evaluation))
         return ModelPlan(spec, recipe, Path(), "", {}, runs, problem)
     check_length(folder, recipe.max_tokens, spec.title)
+    for questions in training:
+        check_completions(questions.questions, study.scoring, questions.name, recipe)
+    for questions in evaluation:
+        check_completions(questions.questions, study.scoring, questions.name)
     rows = {s.name: _row_set(study, recipe, tokenizer, s) for s in training + evaluation}
     for row_set in rows.values():
         cut = sum(row.cut > 0 for row in row_set.score)

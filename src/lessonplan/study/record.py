@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lessonplan.data.features import are_completions
 from lessonplan.evaluation.outcomes import (
     Curve,
     LabelCheck,
@@ -23,7 +24,7 @@ from lessonplan.evaluation.outcomes import (
     Outcome,
     Record,
 )
-from lessonplan.evaluation.scores import weighted_f1
+from lessonplan.evaluation.scores import LIKELIHOODS, weighted_f1
 from lessonplan.models.scores import option_scores
 from lessonplan.study.files import read_json, read_table
 from lessonplan.study.plan import UNTUNED, elsewhere, held_out_name, run_title
@@ -98,6 +99,8 @@ def _outcome(
     questions = data[of]
     ids = questions["id"].to_pylist()
     place = {identifier: i for i, identifier in enumerate(ids)}
+    options = questions["options"].to_pylist()
+    completions = are_completions({"options": options})
     seeds = list(plan["seeds"])
     right = {run["arm"]: np.zeros((len(seeds), len(ids))) for run in runs}
     scored = {arm: np.zeros_like(values) for arm, values in right.items()}
@@ -121,13 +124,14 @@ def _outcome(
                 continue
             table = read_table(file)
             if evaluation["kind"] == "final":
-                rows, correct = _rows(table, place), table["correct"].to_numpy()
-                right[run["arm"]][row, rows] += correct
+                rows = _rows(table, place)
+                right[run["arm"]][row, rows] += _scores(table)
                 scored[run["arm"]][row, rows] += 1
-                choices = chosen[run["arm"], row]
-                if of != training or not choices:
-                    choices.append(np.full(len(ids), -1, dtype=np.int64))
-                choices[-1][rows] = table["chosen"].to_numpy()
+                if not completions:
+                    choices = chosen[run["arm"], row]
+                    if of != training or not choices:
+                        choices.append(np.full(len(ids), -1, dtype=np.int64))
+                    choices[-1][rows] = table["chosen"].to_numpy()
                 end = int(table["checkpoint"][0].as_py())
                 finals[run["arm"]] = max(end, finals.get(run["arm"], 0))
             else:
@@ -141,13 +145,13 @@ def _outcome(
     base = _untuned_table(folder, plan, model, of)
     if base is not None:
         rows = _rows(base, place)
-        untuned[rows] = base["correct"].to_numpy()
-        choices_untuned = np.full(len(ids), -1, dtype=np.int64)
-        choices_untuned[rows] = base["chosen"].to_numpy()
-        f1[UNTUNED] = _f1(answers, [[choices_untuned]])
-    options = questions["options"].to_pylist()
+        untuned[rows] = _scores(base)
+        if not completions:
+            choices_untuned = np.full(len(ids), -1, dtype=np.int64)
+            choices_untuned[rows] = base["chosen"].to_numpy()
+            f1[UNTUNED] = _f1(answers, [[choices_untuned]])
     texts = [o[a] for o, a in zip(options, answers, strict=True)]
-    return Outcome(
+    outcome = Outcome(
         model=model,
         evaluation=name
         if len(plan["training"]) == 1 or of == training
@@ -172,10 +176,27 @@ def _outcome(
         if plan["scoring"]["form"] == "cloze"
         else None,
     )
+    if not completions:
+        return outcome
+    return replace(
+        outcome,
+        metric=LIKELIHOODS[plan["scoring"]["score"]],
+        f1={},
+        answers=None,
+        n_options=None,
+        answer_seen=None,
+        meaningless=None,
+    )
 
 
 def _rows(table: pa.Table, place: dict[str, int]) -> list[int]:
     return [place[identifier] for identifier in table["id"].to_pylist()]
+
+
+def _scores(table: pa.Table) -> NDArray[np.float64]:
+    """Return the value of each completion, or whether each question was answered right."""
+    name = "value" if "value" in table.column_names else "correct"
+    return np.asarray(table[name].to_numpy(), dtype=np.float64)
 
 
 def _mean(total: NDArray[np.float64], count: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -219,7 +240,7 @@ def _curves(
         for (row, table), step in zip(tables, steps, strict=True):
             where = [column[place[i]] for i in table["id"].to_pylist()]
             at = [1 + step.index(c) for c in table["checkpoint"].to_pylist()]
-            right[row, at, where] += table["correct"].to_numpy()
+            right[row, at, where] += _scores(table)
             scored[row, at, where] += 1
         values = _mean(right, scored)
         values[:, 0] = untuned[part]
@@ -295,7 +316,7 @@ def _label_source(entry: dict[str, str], table: pa.Table) -> LabelSource:
     return LabelSource(
         **entry,
         values=values,
-        answers=table["answer"].to_numpy(),
+        answers=None if are_completions(table) else table["answer"].to_numpy(),
         place=np.array(table[place].to_pylist()) if place in table.column_names else None,
     )
 
@@ -319,6 +340,8 @@ def _untuned_losses(
         return None
     sums = [np.array(x) for x in table["loglikelihood"].to_pylist()]
     tokens = [np.array(x) for x in table["tokens"].to_pylist()]
+    if "value" in table.column_names:
+        return np.array([-s[0] / t[0] for s, t in zip(sums, tokens, strict=True)])
     answers = table["answer"].to_numpy()
     if plan["recipes"][model]["loss"] == "answer":
         return np.array([-s[a] / t[a] for s, t, a in zip(sums, tokens, answers, strict=True)])

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lessonplan.data.features import are_completions
 from lessonplan.errors import InputError, nearest, shown
 
 # The recipes of Yang et al. (2024), arXiv 2408.07888. What is the same for all their models:
@@ -165,6 +166,34 @@ def paper_recipe(models: Sequence[str], settings: dict[str, Any]) -> dict[str, A
     cuda = str(settings.get("device", "")).startswith("cuda")
     optimizer = {"optimizer": "paged_adamw_8bit"} if cuda else {}
     return PAPER | optimizer | settings | {"adapter": adapter}
+
+
+def check_completions(
+    questions: Any, scoring: Scoring, name: str, recipe: Recipe | None = None
+) -> None:
+    """Refuse settings that compare options where questions are prompts with one completion each.
+
+    Args:
+        questions: a question `Dataset`.
+        name: what to call it.
+        recipe: how a model is tuned on it; None where it is scored alone.
+
+    Raises:
+        InputError: names the setting.
+    """
+    if not are_completions(questions):
+        return
+    reason = ""
+    if scoring.form == "letter":
+        reason = "scoring form: letter lists options; take cloze"
+    elif scoring.template is not None:
+        reason = "scoring.template writes multiple choice; leave it out"
+    elif scoring.score == "unconditional":
+        reason = "scoring score: unconditional compares options; take per_token, per_byte or sum"
+    elif recipe is not None and recipe.loss == "choice":
+        reason = "loss: choice compares options; take answer"
+    if reason:
+        raise InputError(f"{name} holds prompts with completions, which have no options: {reason}.")
 
 
 def read_recipe(settings: Sequence[str]) -> Recipe:

@@ -15,7 +15,7 @@ from lessonplan.models.loading import Model, check_length, load, load_tokenizer,
 from lessonplan.models.lora import Adapter, add_adapter
 from lessonplan.models.rows import Row, question_rows
 from lessonplan.orders import STRATEGIES, order
-from lessonplan.training.recipe import Recipe, Scoring
+from lessonplan.training.recipe import Recipe, Scoring, check_completions
 from lessonplan.training.tune import TuningLog, tune
 
 
@@ -89,6 +89,7 @@ def train(
     recipe, scoring, out = recipe or Recipe(), scoring or Scoring(), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not an empty folder. Give another one with -o.")
+    check_completions(questions, scoring, "The data", recipe)
     shown = question_order(questions, strategy, seed=seed, recipe=recipe, **settings)
 
     def rows_of(tokenizer: Any) -> list[Row]:
