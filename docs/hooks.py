@@ -88,7 +88,8 @@ def package_page(package: str) -> str:
 
 def is_module(name: str) -> bool:
     parent, _, last = name.rpartition(".")
-    return any(m.name == last for m in pkgutil.iter_modules(import_module(parent).__path__))
+    path = getattr(import_module(parent), "__path__", [])
+    return any(m.name == last for m in pkgutil.iter_modules(path))
 
 
 class JointNames(griffe.Extension):
@@ -160,8 +161,8 @@ def study_file() -> str:
     groups: list[tuple[str, type[BaseModel]]] = [
         ("The study", config.Study),
         ("models", config.ModelSpec),
-        ("training and evaluation", config.DataSpec),
-        ("training alone", config.TrainingSpec),
+        ("A set of questions", config.DataSpec),
+        ("training", config.TrainingSpec),
         ("strategies", config.ArmSpec),
         ("labels", config.LabelSpecs),
         ("A label source", config.LabelSpec),
@@ -183,8 +184,13 @@ def study_file() -> str:
             for name in spec.model_fields
             if name in spec.__annotations__
         ]
+        head = (inspect.getdoc(spec) or "").partition("\n\n")[0]
+        base = spec.__mro__[1].__name__
+        if base in sections:
+            head += f" Beside these keys, those of {link(sections[base])}."
         text += [
             f"## {title}",
+            head,
             "\n".join(["| key | values | default | |", "|:--|:--|:--|:--|", *rows]),
         ]
     return "\n\n".join(text)
@@ -213,8 +219,7 @@ def kind(schema: dict[str, Any], defs: dict[str, Any], sections: dict[str, str])
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         if name in sections:
-            anchor = sections[name].lower().replace(" ", "-").replace(".", "")
-            return f"[{sections[name]}](#{anchor})"
+            return link(sections[name])
         schema = defs[name]
     if "anyOf" in schema:
         kinds = [kind(s, defs, sections) for s in schema["anyOf"] if s.get("type") != "null"]
@@ -233,6 +238,11 @@ def kind(schema: dict[str, Any], defs: dict[str, Any], sections: dict[str, str])
     ]
     words = {"string": "text", "boolean": "true, false", "object": "keys", "integer": "integer"}
     return " ".join([words.get(schema.get("type", ""), "number"), *limits])
+
+
+def link(title: str) -> str:
+    """Return a link to a section of the page."""
+    return f"[{title[0].lower()}{title[1:]}](#{title.lower().replace(' ', '-').replace('.', '')})"
 
 
 def start(field: Any) -> str:

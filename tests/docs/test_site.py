@@ -34,7 +34,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def packages() -> list[str]:
     source = ROOT / "src" / "lessonplan"
-    return ["lessonplan", *(f"lessonplan.{p.parent.name}" for p in source.glob("*/__init__.py"))]
+    return [
+        "lessonplan",
+        "lessonplan.orders",
+        *(f"lessonplan.{p.parent.name}" for p in source.glob("*/__init__.py")),
+    ]
 
 
 @pytest.mark.parametrize("package", sorted(packages()))
