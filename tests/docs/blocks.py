@@ -46,7 +46,11 @@ class Block:
 
     @property
     def place(self) -> str:
-        return f"{self.page.relative_to(ROOT)}:{self.line}"
+        return f"{name(self.page)}:{self.line}"
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 def blocks(page: Path) -> Iterator[Block]:
@@ -69,6 +73,16 @@ def blocks(page: Path) -> Iterator[Block]:
                 runs=".no-run" not in found["rest"],
                 reason=settings.get("reason"),
             )
+
+
+def run_page(page: Path, names: dict[str, Any]) -> None:
+    """Run all blocks of a page in the present folder."""
+    names |= {"__name__": "__main__"}
+    for block in blocks(page):
+        if block.language == "indented":
+            check_commands(block)
+        else:
+            run(block, names)
 
 
 def run(block: Block, names: dict[str, Any]) -> None:

@@ -4,58 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tests.docs.blocks import ROOT, Block, blocks, check_commands, misuse, run
+from tests.docs.blocks import ROOT, Block, blocks, misuse, name, run, run_page
 
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "bench" / "README.md", *DOCS]
 LANGUAGES = ("python", "console", "bash", "yaml", "text", "csv", "json", "jsonl", "latex", "html")
-# Pages whose blocks tune a model.
-SLOW = ("tutorial", "README")
+# Pages whose blocks tune a model, in `test_slow_pages.py`: a file is the unit of parallel testing.
+SLOW = (ROOT / "README.md", ROOT / "docs" / "tutorial.md")
 
 
-def parameters() -> list[Any]:
-    return [
-        pytest.param(
-            page,
-            id=str(page.relative_to(ROOT)),
-            marks=[pytest.mark.slow] if page.stem in SLOW else [],
-        )
-        for page in PAGES
-    ]
-
-
-@pytest.mark.parametrize("page", parameters())
+@pytest.mark.parametrize("page", [p for p in PAGES if p not in SLOW], ids=name)
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {"__name__": "__main__"}
-    if page.name == "README.md" and page.parent == ROOT:
-        names |= what_the_readme_takes_for_granted(monkeypatch)
-    for block in blocks(page):
-        if block.language == "indented":
-            check_commands(block)
-        else:
-            run(block, names)
-
-
-def what_the_readme_takes_for_granted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The reader's own labels and results; and few questions, since many take minutes."""
-    import lessonplan
-    from lessonplan.data import sample
-
-    load = lessonplan.load_questions
-    monkeypatch.setattr(lessonplan, "load_questions", lambda *a, **k: sample(load(*a, **k), 12, 0))
-    n = 3 * 20
-    return {
-        "topics": ["heart", "lung"] * 6,
-        "difficulty": [i / 12 for i in range(12)],
-        "ids": [i % 20 for i in range(n)] * 2,
-        "arms": ["random"] * n + ["curriculum"] * n,
-        "seeds": [i // 20 for i in range(n)] * 2,
-        "correct": [i % 3 == 0 for i in range(n)] + [i % 2 == 0 for i in range(n)],
-    }
+    run_page(page, {})
 
 
 def test_every_block_is_of_a_known_kind() -> None:
