@@ -11,7 +11,7 @@
 | ```text and others | stand for themselves |
 | indented | is not run; its commands must parse |
 
-All of a page runs in one scratch folder, from top to bottom.
+All of a page runs in one scratch folder, from top to bottom; `docs` and `examples` are there.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def run_page(page: Path, names: dict[str, Any]) -> None:
-    """Run all blocks of a page in the present folder."""
+    """Run all blocks of a page in the present folder, where the checkout's files seem to stand."""
+    for folder in ("docs", "examples"):
+        Path(folder).symlink_to(ROOT / folder)
     names |= {"__name__": "__main__"}
     for block in blocks(page):
         if block.language == "indented":

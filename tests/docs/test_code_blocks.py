@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from tests.docs.blocks import ROOT, Block, blocks, misuse, name, run, run_page
 
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -22,18 +24,26 @@ def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_every_block_is_of_a_known_kind() -> None:
-    """A block of another language would pass unseen; so would an indented one in the docs."""
+    """A block of another language would pass unseen."""
     unknown = [
         f"{block.place}: {block.language or 'no language'}"
         for page in DOCS
         for block in blocks(page)
-        if block.language not in LANGUAGES
+        if block.language not in (*LANGUAGES, "indented")
     ]
     assert not unknown
 
 
+def test_commands_are_fenced() -> None:
+    """What is indented does not run; on the site that is for formulas."""
+    indented = [b for page in DOCS for b in blocks(page) if b.language == "indented"]
+    commands = re.compile(r"^(\$ |>>> |lessonplan |make |pip |python )", re.MULTILINE)
+    found = [block.place for block in indented if commands.search(block.text)]
+    assert not found, "write ```console, ```bash or ```python: see tests/docs/blocks.py"
+
+
 def test_what_does_not_run_says_why(capsys: pytest.CaptureFixture[str]) -> None:
-    still = [block for page in PAGES for block in blocks(page) if block.runs is False]
+    still = [block for page in PAGES for block in blocks(page) if not block.runs]
     fenced = [block for block in still if block.language != "indented"]
     assert not [block.place for block in fenced if not block.reason]
     reasons = Counter(block.reason for block in fenced)
