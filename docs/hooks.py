@@ -13,6 +13,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import griffe
@@ -80,16 +81,16 @@ def package_page(package: str) -> str:
     """Return the reference of a package: its docstring, and every name in its `__all__`."""
     module = import_module(package)
     head = inspect.getdoc(module) or ""
-    names = [f"{package}.{name}" for name in getattr(module, "__all__", [])]
-    # Where a module has the name of what it holds (`statistics.verdict`), the latter is meant.
-    paths = [f"{n}.{n.rpartition('.')[2]}" if is_module(n) else n for n in names]
+    paths = [path(module, name) for name in getattr(module, "__all__", [])]
     return "\n\n".join([f"# {package}", head, *(f"::: {path}" for path in paths)])
 
 
-def is_module(name: str) -> bool:
-    parent, _, last = name.rpartition(".")
-    path = getattr(import_module(parent), "__path__", [])
-    return any(m.name == last for m in pkgutil.iter_modules(path))
+def path(module: ModuleType, name: str) -> str:
+    """Return a name's path; its home's where a module has its name (`statistics.verdict`)."""
+    inner = pkgutil.iter_modules(getattr(module, "__path__", []))
+    taken = any(found.name == name for found in inner)
+    home = getattr(module, name).__module__ if taken else module.__name__
+    return f"{home}.{name}"
 
 
 class JointNames(griffe.Extension):
