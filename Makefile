@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint docs bench clean
 
 demo: $(VENV)/ready  ## Six orders, three seeds, a real model, real questions; ends with a report
 	$(BIN)/lessonplan study examples/demo.yaml -o runs/demo
@@ -13,9 +13,12 @@ test: $(VENV)/ready-dev  ## All tests that CI runs
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/ready-dev  ## Formatting, style, types
-	$(BIN)/ruff format --check src tests bench
-	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench docs/hooks.py
+	$(BIN)/ruff check src tests bench docs/hooks.py
 	$(BIN)/mypy
+
+docs: $(VENV)/ready-dev  ## The documentation site, in build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/ready-dev  ## Speed, as ratios measured in one run
 	$(BIN)/python -m bench

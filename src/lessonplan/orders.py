@@ -28,6 +28,8 @@ from numpy.typing import ArrayLike, NDArray
 from lessonplan.errors import InputError, nearest
 from lessonplan.seeds import stream
 
+__all__ = ["STRATEGIES", "Strategy", "order"]
+
 MOST_SHOWN = 2**33  # entries of an order: 64 GiB
 MOST_BANDS = 1_000_000
 

@@ -40,8 +40,15 @@ class DataSpec(Strict):
     """Where questions come from: see `lessonplan.data.read_questions`.
 
     Attributes:
-        name: what the set is called in tables; by default its data's name, split and sample.
-        sample: take this many questions at random (drawn from `sample_seed`), in their order.
+        data: a built-in name, a file, a folder, or a hub id.
+        name: what the set is called in tables; by default its data's name, and its split.
+        split: which split of a source that has several.
+        format: the publisher's format; "columns" goes by names; "auto" recognises it.
+        columns: our names (id, question, options, answer, category, difficulty) and the table's.
+        answer_base: what the first option's index is, where answers leave it open.
+        bad_rows: what to do with rows that cannot be used.
+        sample: take this many questions at random, in their order.
+        sample_seed: draws them.
     """
 
     data: Annotated[str, Field(min_length=1)]
@@ -76,7 +83,17 @@ class TrainingSpec(DataSpec):
 
 
 class EndpointSpec(Strict):
-    """How an OpenAI-compatible server is asked: see `lessonplan.labels.endpoint.Endpoint`."""
+    """How an OpenAI-compatible server is asked: see `lessonplan.labels.endpoint.Endpoint`.
+
+    Attributes:
+        api: which of the server's interfaces is asked.
+        key_variable: the environment variable that holds the server's key.
+        concurrency: requests at a time.
+        per_minute: most requests a minute.
+        timeout: seconds until a request is given up.
+        attempts: tries of a request before giving up.
+        top: log-probabilities asked for a token.
+    """
 
     api: Literal["completions", "chat"] = "completions"
     key_variable: str | None = None
@@ -210,6 +227,8 @@ class LabelSpecs(Strict):
     `category: [human, cluster]`.
 
     Attributes:
+        difficulty: sources of the difficulty.
+        category: sources of the category.
         missing: what to do with training questions that lack one of these labels: "error", or
             "drop" them (for all arms alike, with a count).
     """
@@ -257,7 +276,18 @@ class LabelSpecs(Strict):
 
 
 class ArmSpec(Strict):
-    """A strategy with its settings: see `lessonplan.order`."""
+    """A strategy with its settings: see `lessonplan.order`.
+
+    Attributes:
+        strategy: its name: see `lessonplan strategies`.
+        name: what the arm is called; by default the strategy and what is set of it.
+        blocks: rounds of interleaving; "band" makes the difficulty band the round.
+        bands: None sorts by the value of the difficulty; a number cuts it into that many bands of
+            equal size, a list at those thresholds; inside a band questions are shuffled.
+        category_order: drawn from the seed, or by a rule, or all categories in order.
+        hardest_first: from hard to easy.
+        repeat: times that each group of questions is shown in a row; the same for all arms.
+    """
 
     strategy: str
     name: str = ""
@@ -291,7 +321,14 @@ class ArmSpec(Strict):
 
 
 class ModelSpec(Strict):
-    """A model, and what its recipe changes of the study's."""
+    """A model, and what its recipe changes of the study's.
+
+    Attributes:
+        model: a preset, a folder, a GGUF file or a hub id.
+        name: what the model is called in tables; by default the last part of `model`.
+        recipe: settings of the recipe that differ for this model.
+        trust_remote_code: run code that lies beside the model's weights.
+    """
 
     model: str
     name: str = ""
@@ -360,10 +397,19 @@ class Study(Strict):
 
     Attributes:
         name: what the study is called; by default its file's name.
+        models: models to fine-tune.
+        training: sets to fine-tune on, each by itself.
+        evaluation: sets to evaluate on; not needed where `training` has folds.
+        strategies: the orders to compare.
         seeds: a list, or a number n for 0 to n - 1. Every arm runs under every seed.
-        order_seed, training_seed: hold one of the two streams fixed over all seeds, to measure how
-            much the order and the training (initial adapter, dropout) each contribute.
+        order_seed: holds the order's draws fixed over all seeds, to measure what the training's
+            (initial adapter, dropout) contribute.
+        training_seed: holds the training's draws fixed, to measure what the order's contribute.
         baseline: the arm that gains are measured against.
+        labels: where difficulty and category come from.
+        recipe: how models are fine-tuned.
+        scoring: how options are compared.
+        checkpoints: scoring along a run.
         keep_adapters: "final" adapters, "all" checkpoints too, or "none".
         allow_overlap: train on questions that also stand in an evaluation set.
         workers: processes that do runs side by side. Two of one thread each do more than one of

@@ -67,6 +67,9 @@ class Adapter(Strict):
     """LoRA (Hu et al. 2021). Defaults of rank and alpha are the paper's.
 
     Attributes:
+        rank: columns of the two factors.
+        alpha: their product is scaled by alpha / rank.
+        dropout: share of the inputs that are dropped in training.
         layers: how many of the top layers to tune, or "all".
     """
 
@@ -80,10 +83,13 @@ class Recipe(Strict):
     """How a model is fine-tuned.
 
     Attributes:
+        adapter: what LoRA tunes.
         learning_rate: the peak, of AdamW.
+        weight_decay: of AdamW.
         batch_size: questions in one forward pass.
         accumulation: batches in one optimiser step.
-        epochs: passes over the data; `each` draws the order of each anew or keeps it the same.
+        epochs: passes over the data.
+        each: draw the order of each pass anew, or keep it the same.
         schedule: of the learning rate after warm-up. "linear" and "cosine" decay to 0, "constant"
             stays, "wsd" (warm-up, stable, decay) decays linearly over the last fifth of the steps.
         warmup: share of the steps over which the rate rises linearly from 0.
@@ -98,7 +104,9 @@ class Recipe(Strict):
             GPUs; the extra `trl`): the same steps in the same order through TRL and Accelerate.
         max_tokens: longer questions lose their beginning.
         max_grad_norm: gradients are scaled down to this norm; 0 does not clip.
-        dtype, quantization, device: of the base model. Adapters are float32.
+        dtype: of the base model. Adapters are float32.
+        quantization: of the base model; "nf4" is QLoRA's (bitsandbytes).
+        device: where the model is, such as cpu or cuda.
         threads: CPU threads. Part of the recipe because sums depend on it in the last digits.
     """
 
