@@ -94,7 +94,11 @@ def gains_figure(results: Sequence[Result], width: float = WIDE) -> Figure | Non
         height = sum(row * n + extra + (0.3 if several else 0.0) for n in rows)
         fig = new_figure(width, height)
         axes = fig.subplots(
-            n_rows, columns, height_ratios=[n + 1.5 for n in rows], squeeze=False, sharex=columns > 1
+            n_rows,
+            columns,
+            height_ratios=[n + 1.5 for n in rows],
+            squeeze=False,
+            sharex=columns > 1,
         )
         for ax in axes.flat[len(shown) :]:
             ax.set_visible(False)

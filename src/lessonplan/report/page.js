@@ -405,6 +405,7 @@ function drill(data) {
       part("status").scrollIntoView({ block: "nearest" });
     });
   }
+  part("without").hidden = true;
   document.getElementById("drill").hidden = false;
   chooseComparison();
 }

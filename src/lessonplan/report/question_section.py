@@ -28,7 +28,7 @@ SHELL = """<section id="questions" aria-labelledby="question-by-question">
 <h2 id="question-by-question">Question by question</h2>
 <p>Which questions does one order get right and another wrong? Choose two orders; both are compared
 under the same seeds.</p>
-<noscript><p>This part needs JavaScript. The tables by category stand above.</p></noscript>
+<p id="drill-without">This part needs JavaScript.</p>
 <div id="drill" hidden>
 <div class="controls">
 <label class="long">Comparison<select id="drill-place"></select></label>
