@@ -135,7 +135,10 @@ function plot(svg, figure, tip) {
   const focused = () => points.find((point) => point.use === document.activeElement);
 
   for (const point of points) {
-    point.use.addEventListener("focus", () => show(point));
+    point.use.addEventListener("focus", () => {
+      stop(point);
+      show(point);
+    });
     point.use.addEventListener("blur", hide);
   }
   const seek = (event) => {
@@ -179,9 +182,7 @@ function plot(svg, figure, tip) {
     };
     if (!(event.key in to)) return;
     event.preventDefault();
-    if (!to[event.key]) return;
-    stop(to[event.key]);
-    to[event.key].use.focus();
+    to[event.key]?.use.focus();
   });
   const update = () => {
     hide();

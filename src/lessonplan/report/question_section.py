@@ -31,16 +31,16 @@ under the same seeds.</p>
 <p id="drill-without">This part needs JavaScript.</p>
 <div id="drill" hidden>
 <div class="controls">
-<label class="long">Comparison<select id="drill-place"></select></label>
-<label>Order<select id="drill-first"></select></label>
-<label>against<select id="drill-second"></select></label>
+<div class="long"><label for="drill-place">Comparison</label><select id="drill-place"></select></div>
+<div><label for="drill-first">Order</label><select id="drill-first"></select></div>
+<div><label for="drill-second">against</label><select id="drill-second"></select></div>
 </div>
 <div id="drill-tally"></div>
 <div class="controls">
-<label>Show<select id="drill-show"></select></label>
-<label>Sorted by<select id="drill-sort"></select></label>
-<label class="long">Search<input id="drill-search" type="search" autocomplete="off"
-placeholder="words in question, options or category"></label>
+<div><label for="drill-show">Show</label><select id="drill-show"></select></div>
+<div><label for="drill-sort">Sorted by</label><select id="drill-sort"></select></div>
+<div class="long"><label for="drill-search">Search</label><input id="drill-search" type="search" autocomplete="off"
+placeholder="words in question, options or category"></div>
 </div>
 <p id="drill-status" role="status"></p>
 <ol id="drill-list"></ol>
