@@ -206,7 +206,7 @@ function scores(packed, n, bits) {
 
 /** Read an arm's runs when they are first asked for; null is a missing run. */
 function runsOf(comparison, arm, n) {
-  arm.read ??= arm.runs.map((run) => (run === null ? null : scores(run, n, comparison.accuracy)));
+  arm.read ??= arm.runs.map((run) => (run === null ? null : scores(run, n, comparison.bits)));
   return arm.read;
 }
 
@@ -296,7 +296,7 @@ function drill(data) {
         `${whole(n)} questions under ${seeds}.`
       : "These two share no seed.";
     const summary = make("p", { id: "drill-summary", text: said });
-    if (!comparison.accuracy || !found.pairs) return [summary];
+    if (!comparison.bits || !found.pairs) return [summary];
     const names = ["both right", `only ${first.name}`, `only ${second.name}`, "neither"];
     const bar = make("div", { class: "bar", "aria-hidden": "true" });
     const legend = make("dl", { class: "tally" });
@@ -374,7 +374,7 @@ function drill(data) {
 
   /** Return by how many seeds the first is ahead at a question, or by how much. */
   function lead(gap) {
-    if (!comparison.accuracy) return gapWords(gap, false);
+    if (!comparison.bits) return gapWords(gap, comparison.accuracy);
     const seeds = Math.round(gap * found.pairs);
     return `${seeds > 0 ? "+" : seeds < 0 ? "−" : ""}${Math.abs(seeds)} of ${found.pairs} seeds`;
   }
@@ -383,7 +383,10 @@ function drill(data) {
     const runs = runsOf(comparison, arm, n);
     const there = runs.filter(Boolean);
     const sum = there.reduce((s, run) => s + run[q], 0);
-    if (!comparison.accuracy) return make("dd", { text: (sum / there.length).toPrecision(4) });
+    if (!comparison.bits) {
+      const mean = sum / there.length;
+      return make("dd", { text: comparison.accuracy ? percent(mean, 1) : mean.toPrecision(4) });
+    }
     const said = make("dd", { text: `${sum} of ${there.length}` });
     if (runs.length <= MOST_DOTS) {
       const dots = runs.map((run) => (run ? (run[q] ? "●" : "○") : "·")).join("");

@@ -31,15 +31,21 @@ under the same seeds.</p>
 <p id="drill-without">This part needs JavaScript.</p>
 <div id="drill" hidden>
 <div class="controls">
-<div class="long"><label for="drill-place">Comparison</label><select id="drill-place"></select></div>
-<div><label for="drill-first">Order</label><select id="drill-first"></select></div>
-<div><label for="drill-second">against</label><select id="drill-second"></select></div>
+<div class="long"><label for="drill-place">Comparison</label>
+<select id="drill-place"></select></div>
+<div><label for="drill-first">Order</label>
+<select id="drill-first"></select></div>
+<div><label for="drill-second">against</label>
+<select id="drill-second"></select></div>
 </div>
 <div id="drill-tally"></div>
 <div class="controls">
-<div><label for="drill-show">Show</label><select id="drill-show"></select></div>
-<div><label for="drill-sort">Sorted by</label><select id="drill-sort"></select></div>
-<div class="long"><label for="drill-search">Search</label><input id="drill-search" type="search" autocomplete="off"
+<div><label for="drill-show">Show</label>
+<select id="drill-show"></select></div>
+<div><label for="drill-sort">Sorted by</label>
+<select id="drill-sort"></select></div>
+<div class="long"><label for="drill-search">Search</label>
+<input id="drill-search" type="search" autocomplete="off"
 placeholder="words in question, options or category"></div>
 </div>
 <p id="drill-status" role="status"></p>
@@ -68,9 +74,10 @@ def questions_data(results: list[Result]) -> dict[str, Any]:
         ``sets``: for each set its ``ids`` and, where known, ``questions``, ``options``,
         ``answers`` (index of the right option) and ``categories``, each of length Q.
         ``comparisons``: ``place`` in words, the number of its ``set``, ``accuracy`` (else the
-        metric is a real score), ``seeds``, and its ``arms``, of which ``first`` and ``second``
+        metric is a real score), ``bits`` (each answer is right or wrong; the mean over folds'
+        models is neither), ``seeds``, and its ``arms``, of which ``first`` and ``second``
         are compared to begin with. An arm has ``runs``, one entry a seed: the Q answers as bits
-        (1 right, highest bit first, base64), a real score as little-endian float32 (base64), or
+        (1 right, highest bit first, base64), else as little-endian float32 (base64), or
         null for a missing run. The untuned model has one entry for all seeds.
     """
     sets: list[dict[str, Any]] = []
@@ -82,13 +89,16 @@ def questions_data(results: list[Result]) -> dict[str, Any]:
             sets.append(texts)
         names = [arm for arm in outcome.arms if arm in result.scores]
         kept = judged(outcome)
+        bits = outcome.metric == ACCURACY and all(
+            bool(np.isin(values[~np.isnan(values)], (0, 1)).all())
+            for values in outcome.arms.values()
+        )
         arms = [
-            {"name": spoken(arm), "runs": [_packed(run[kept], outcome) for run in values]}
+            {"name": spoken(arm), "runs": [_packed(run[kept], bits) for run in outcome.arms[arm]]}
             for arm in names
-            for values in [outcome.arms[arm]]
         ]
         if result.untuned is not None and outcome.untuned is not None:
-            arms.append({"name": UNTUNED, "runs": [_packed(outcome.untuned[kept], outcome)]})
+            arms.append({"name": UNTUNED, "runs": [_packed(outcome.untuned[kept], bits)]})
         second = names.index(outcome.baseline) if outcome.baseline in names else 0
         ranked = sorted(
             (i for i in range(len(names)) if i != second),
@@ -99,6 +109,7 @@ def questions_data(results: list[Result]) -> dict[str, Any]:
                 "place": place(result),
                 "set": sets.index(texts),
                 "accuracy": outcome.metric == ACCURACY,
+                "bits": bits,
                 "seeds": outcome.seeds,
                 "arms": arms,
                 "first": ranked[0] if ranked else second,
@@ -108,10 +119,10 @@ def questions_data(results: list[Result]) -> dict[str, Any]:
     return {"sets": sets, "comparisons": comparisons}
 
 
-def _packed(run: FloatArray, outcome: Outcome) -> str | None:
+def _packed(run: FloatArray, bits: bool) -> str | None:
     if np.isnan(run).any():
         return None
-    data = np.packbits(run > 0.5) if outcome.metric == ACCURACY else run.astype("<f4")
+    data = np.packbits(run > 0.5) if bits else run.astype("<f4")
     return base64.b64encode(data.tobytes()).decode()
 
 
