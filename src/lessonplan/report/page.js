@@ -323,18 +323,21 @@ function drill(data) {
           .filter(Boolean).join("\n").toLowerCase());
       rows = rows.filter((q) => words.every((word) => hay[q].includes(word)));
     }
-    const by = [(q) => -found.gap[q], (q) => found.gap[q], easiness(), (q) => q][part("sort").value];
-    rows.sort((a, b) => by(a) - by(b) || a - b);
+    const keys = [
+      () => found.gap.map((gap) => -gap),
+      () => found.gap,
+      successes,
+      () => new Float64Array(n),
+    ][part("sort").value]();
+    rows.sort((a, b) => keys[a] - keys[b] || a - b);
     turn(0);
   }
 
-  /** Return a question's mean score over all runs of the tuned model. */
-  function easiness() {
-    if (part("sort").value !== "2") return null;
-    const tuned = comparison.arms.filter((arm) => arm.runs.length === comparison.seeds.length);
+  /** Return the sum of each question's scores over all runs of the tuned model. */
+  function successes() {
+    const tuned = comparison.arms.filter((arm) => arm.name !== data.untuned);
     const runs = tuned.flatMap((arm) => runsOf(comparison, arm, n)).filter(Boolean);
-    const sums = Float64Array.from({ length: n }, (_, q) => runs.reduce((s, run) => s + run[q], 0));
-    return (q) => sums[q];
+    return Float64Array.from({ length: n }, (_, q) => runs.reduce((sum, run) => sum + run[q], 0));
   }
 
   function turn(to) {

@@ -78,7 +78,7 @@ def questions_data(results: list[Result]) -> dict[str, Any]:
         models is neither), ``seeds``, and its ``arms``, of which ``first`` and ``second``
         are compared to begin with. An arm has ``runs``, one entry a seed: the Q answers as bits
         (1 right, highest bit first, base64), else as little-endian float32 (base64), or
-        null for a missing run. The untuned model has one entry for all seeds.
+        null for a missing run. The arm named ``untuned`` has one entry for all seeds.
     """
     sets: list[dict[str, Any]] = []
     comparisons = []
@@ -116,7 +116,7 @@ def questions_data(results: list[Result]) -> dict[str, Any]:
                 "second": second,
             }
         )
-    return {"sets": sets, "comparisons": comparisons}
+    return {"sets": sets, "comparisons": comparisons, "untuned": UNTUNED}
 
 
 def _packed(run: FloatArray, bits: bool) -> str | None:
