@@ -93,6 +93,7 @@ def gains_figure(results: Sequence[Result], width: float = WIDE) -> Figure | Non
     with mpl.rc_context(SETTINGS):
         height = sum(row * n + extra + (0.3 if several else 0.0) for n in rows)
         fig = new_figure(width, height)
+        fig.set_layout_engine("constrained", h_pad=0.1 if several and columns == 1 else 0.04)
         axes = fig.subplots(
             n_rows,
             columns,
