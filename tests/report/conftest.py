@@ -95,6 +95,8 @@ def make_outcome(
         strategies={arm: arm for arm in ARMS},
         sources={arm: dict(NEEDS[arm]) for arm in ARMS},
         untuned=untuned,
+        questions=[f"Under which chapter does term {i} stand?" for i in range(n_questions)],
+        options=[[f"chapter {i + k}" for k in range(5)] for i in range(n_questions)],
         answers=rng.integers(5, size=n_questions),
         n_options=np.full(n_questions, 5),
         categories=categories,
@@ -218,31 +220,31 @@ def make_record(outcomes: list[Outcome] | None = None, **fields: object) -> Reco
     return Record(**{**base, **fields})  # type: ignore[arg-type]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def outcome() -> Callable[..., Outcome]:
     return make_outcome
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def record() -> Callable[..., Record]:
     return make_record
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def check() -> Callable[..., LabelCheck]:
     return make_check
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def orders() -> Callable[..., list[OrderPicture]]:
     return make_orders
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def sources() -> Callable[..., list[LabelSource]]:
     return make_sources
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def under_sources() -> Callable[..., Outcome]:
     return by_source

@@ -51,6 +51,9 @@ def test_arms_hold_what_the_files_say(finished: Finished) -> None:
     assert (outcome.model, outcome.evaluation, outcome.seeds) == ("tiny", "test", [0, 1])
     assert list(outcome.arms) == ["random", "blocked", "curriculum"]
     assert outcome.ids == [f"q{i}" for i in range(100, 124)]
+    data = pd.read_parquet(folder / "data" / "test.parquet")
+    assert outcome.questions == data["question"].to_list()
+    assert outcome.options == [list(options) for options in data["options"]]
     checked = 0
     for run in runs_of(folder):
         table = final_of(folder, run).set_index("id")

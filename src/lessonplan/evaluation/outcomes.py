@@ -44,6 +44,8 @@ class Outcome:
         untuned: float64 ``[Q]``, the model before fine-tuning; None where unknown.
         f1: arm name -> weighted F1 score of each seed's run, float64 ``[S]``, NaN where missing;
             empty where the choices are unknown. ``"untuned"`` has one entry.
+        questions: text of each question, length Q; None where unknown.
+        options: options of each question in their order, length Q; None where unknown.
         answers: index of the right option, int64 ``[Q]``; None where unknown.
         n_options: number of options, int64 ``[Q]``; None where unknown.
         letters_matter: True for letter scoring, where a constant letter can beat chance.
@@ -72,6 +74,8 @@ class Outcome:
     metric: str = "accuracy"
     untuned: FloatArray | None = None
     f1: dict[str, FloatArray] = field(default_factory=dict)
+    questions: list[str] | None = None
+    options: list[list[str]] | None = None
     answers: NDArray[np.int64] | None = None
     n_options: NDArray[np.int64] | None = None
     letters_matter: bool = False

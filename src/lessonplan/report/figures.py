@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from lessonplan.evaluation.outcomes import Outcome
 from lessonplan.statistics.analysis import ACCURACY, Result
 from lessonplan.statistics.crossed import THESE_RUNS
 from lessonplan.statistics.family import Gain
@@ -70,29 +72,68 @@ def shortened(text: str, length: int) -> str:
 
 
 def gains_figure(results: Sequence[Result], width: float = WIDE) -> Figure | None:
-    """Draw each arm's gain with its 95% interval, a panel for each result; None without gains."""
+    """Draw each arm's gain with its 95% interval, a panel for each result; None without gains.
+
+    Several results with the same arms stand side by side on a desk and share the arms' rows.
+    The mark of gain i of result n has the id ``gain-<n>-<i>``, n counted over all results.
+    """
     import matplotlib as mpl
 
-    shown = [r for r in results if any(g.estimate is not None for g in r.gains)]
+    shown = [n for n, r in enumerate(results) if any(g.estimate is not None for g in r.gains)]
     if not shown:
         return None
+    several = len(shown) > 1
+    alike = [([g.arm for g in results[n].gains], results[n].outcome.metric) for n in shown]
+    columns = min(len(shown), 3) if width > NARROW and alike.count(alike[0]) == len(alike) else 1
+    in_order = [_by_mean([results[i] for i in shown] if columns > 1 else [r]) for r in results]
+    n_rows = -(-len(shown) // columns)
+    rows = [len(results[n].gains) for n in shown[::columns]]
+    panel = width / columns
+    row, extra = (0.33, 1.05) if columns == 1 else (0.27, 0.65)
     with mpl.rc_context(SETTINGS):
-        rows = [len(r.gains) for r in shown]
-        several = len(shown) > 1
-        extra = 1.15 + (0.3 if several else 0.0)
-        fig = new_figure(width, sum(0.36 * n + extra for n in rows))
-        axes = fig.subplots(len(shown), 1, height_ratios=[n + 1.5 for n in rows], squeeze=False)
-        for ax, result in zip(axes[:, 0], shown, strict=True):
-            _forest(ax, result, width, literal(place(result)) if several else "")
+        height = sum(row * n + extra + (0.3 if several else 0.0) for n in rows)
+        fig = new_figure(width, height)
+        fig.set_layout_engine("constrained", h_pad=0.1 if several and columns == 1 else 0.04)
+        axes = fig.subplots(
+            n_rows,
+            columns,
+            height_ratios=[n + 1.5 for n in rows],
+            squeeze=False,
+            sharex=columns > 1,
+        )
+        for ax in axes.flat[len(shown) :]:
+            ax.set_visible(False)
+        for spot, (ax, n) in enumerate(zip(axes.flat, shown, strict=False)):
+            title = literal(shortened(place(results[n]), int(10 * panel))) if several else ""
+            _forest(ax, results[n], n, in_order[n], panel, title)
+            if spot % columns:
+                ax.set_yticklabels([])
+            if columns > 1:
+                ax.set_title(title, fontsize=9, pad=6)
+                ax.set_xlabel("")
+                ax.tick_params(axis="x", labelbottom=spot + columns >= len(shown))
+        if columns > 1:
+            fig.supxlabel(_gain_axis(results[shown[0]]), fontsize=10, color=MUTED)
     return fig
 
 
-def _forest(ax: Axes, result: Result, width: float, title: str) -> None:
+def _by_mean(results: Sequence[Result]) -> list[int]:
+    """Return the numbers of the gains from the smallest mean to the largest."""
+
+    def mean(number: int) -> float:
+        found = [e.mean for r in results if (e := r.gains[number].estimate) is not None]
+        return sum(found) / len(found) if found else -math.inf
+
+    return sorted(range(len(results[0].gains)), key=mean)
+
+
+def _forest(
+    ax: Axes, result: Result, number: int, order: Sequence[int], width: float, title: str
+) -> None:
     metric = result.outcome.metric
     scale = 100 if metric == ACCURACY else 1
-    order = sorted(result.gains, key=lambda g: -math.inf if g.estimate is None else g.estimate.mean)
-    ends = [0.0]
-    for y, gain in enumerate(order):
+    for y, which in enumerate(order):
+        gain = result.gains[which]
         if gain.estimate is None:
             ax.annotate(
                 "no run to compare",
@@ -107,7 +148,6 @@ def _forest(ax: Axes, result: Result, width: float, title: str) -> None:
         e = gain.estimate
         colour = _tone(gain)
         low, high = (e.mean, e.mean) if math.isnan(e.low) else (e.low, e.high)
-        ends += [low * scale, high * scale]
         style = ":" if e.scope == THESE_RUNS else "-"
         ax.plot(
             [low * scale, high * scale], [y, y], style, color=colour, lw=2.2, solid_capstyle="round"
@@ -120,6 +160,7 @@ def _forest(ax: Axes, result: Result, width: float, title: str) -> None:
             ms=8.5 if gain.winner else 7.5,
             mfc=colour if gain.testable else "none",
             mew=1.6,
+            gid=f"gain-{number}-{which}",
         )
         words = signed(e.mean, metric)
         if width > NARROW and not math.isnan(e.low):
@@ -135,32 +176,36 @@ def _forest(ax: Axes, result: Result, width: float, title: str) -> None:
             fontweight="bold" if gain.winner or gain.loser else "normal",
         )
     names = 44 if width > NARROW else 24
-    ax.set_yticks(range(len(order)), [literal(shortened(spoken(g.arm), names)) for g in order])
+    arms = [result.gains[which].arm for which in order]
+    ax.set_yticks(range(len(arms)), [literal(shortened(spoken(arm), names)) for arm in arms])
     ax.tick_params(axis="y", length=0, labelcolor=INK, labelsize=10 if width > NARROW else 9)
     ax.set_ylim(-0.7, len(order) - 0.1)
     ax.axvline(0, color=MUTED, lw=1.2, zorder=0)
     if result.best is not None and result.best.k > 1:
         luck = result.best.luck * scale
-        ends.append(luck)
         ax.axvline(luck, color=MUTED, lw=1, ls=(0, (3, 3)), zorder=0)
         ax.annotate(
-            f"best of {result.best.k} by luck alone",
+            f"best of {result.best.k} by luck" + (" alone" if width > NARROW else ""),
             (luck, len(order) - 0.35),
             xytext=(5, 0),
             textcoords="offset points",
-            fontsize=8.5,
+            fontsize=8.5 if width >= NARROW else 7.5,
             color=MUTED,
             va="center",
         )
-    margin = 0.06 * (max(ends) - min(ends) or 1.0)
-    ax.set_xlim(min(ends) - margin, max(ends) + margin)
+    ax.margins(x=0.06)
     ax.spines["left"].set_visible(False)
     ax.grid(axis="x", color=RULE, lw=0.7)
     ax.set_axisbelow(True)
-    measured = unit(metric).strip() or literal(metric)
-    ax.set_xlabel(f"gain over {literal(shortened(baseline_words(result), 30))} ({measured})")
+    ax.set_xlabel(_gain_axis(result))
     if title:
-        ax.set_title(shortened(title, 90 if width > NARROW else 40), pad=10)
+        ax.set_title(title, pad=10)
+
+
+def _gain_axis(result: Result) -> str:
+    metric = result.outcome.metric
+    measured = unit(metric).strip() or literal(metric)
+    return f"gain over {literal(shortened(baseline_words(result), 30))} ({measured})"
 
 
 def _tone(gain: Gain) -> str:
@@ -171,8 +216,13 @@ def _tone(gain: Gain) -> str:
     return NEUTRAL if gain.testable else MUTED
 
 
-def curves_figure(results: Sequence[Result], width: float = WIDE) -> Figure | None:
-    """Draw the mean score against questions seen, a panel for each result that has checkpoints."""
+def curves_figure(
+    results: Sequence[Result], width: float = WIDE, *, legend: bool = True
+) -> Figure | None:
+    """Draw the mean score against questions seen, a panel for each result that has checkpoints.
+
+    The curve of arm i of result n, counted over those drawn, has the id ``curve-<n>-<i>``.
+    """
     import matplotlib as mpl
 
     shown = [r for r in results if r.outcome.curves]
@@ -181,18 +231,20 @@ def curves_figure(results: Sequence[Result], width: float = WIDE) -> Figure | No
     with mpl.rc_context(SETTINGS):
         columns = 2 if width > NARROW and len(shown) > 1 else 1
         n_rows = -(-len(shown) // columns)
-        legend = 0.28 * math.ceil(len(shown[0].outcome.arms) / (3 if width > NARROW else 2))
+        keys = 0.28 * math.ceil(len(shown[0].outcome.arms) / (3 if width > NARROW else 2))
         height = 3.9 if width > NARROW else 3.3
-        fig = new_figure(width, height * n_rows + legend)
+        fig = new_figure(width, height * n_rows + (keys if legend else 0.0))
         grid = fig.subplots(n_rows, columns, squeeze=False)
         for ax in grid.flat[len(shown) :]:
             ax.set_visible(False)
         handles: dict[str, Any] = {}
-        for ax, result in zip(grid.flat, shown, strict=False):
-            for arm, line in _curve_lines(ax, result).items():
+        for number, (ax, result) in enumerate(zip(grid.flat, shown, strict=False)):
+            for arm, line in _curve_lines(ax, result, number).items():
                 handles.setdefault(arm, line)
             if len(shown) > 1:
                 ax.set_title(literal(shortened(place(result), 44)))
+        if not legend:
+            return fig
         fig.legend(
             list(handles.values()),
             [literal(shortened(spoken(arm), 40)) for arm in handles],
@@ -205,39 +257,41 @@ def curves_figure(results: Sequence[Result], width: float = WIDE) -> Figure | No
     return fig
 
 
-def _curve_lines(ax: Axes, result: Result) -> dict[str, Any]:
+def curve_points(outcome: Outcome, arm: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the questions seen and the mean score at each checkpoint that any run reached."""
+    curve = outcome.curves.get(arm)
+    if curve is None:
+        return np.empty(0, dtype=np.int64), np.empty(0)
+    present = ~np.isnan(curve.values).all(axis=(0, 2))
+    return curve.seen[present], np.nanmean(curve.values[:, present], axis=(0, 2))
+
+
+def curve_looks(outcome: Outcome) -> dict[str, dict[str, Any]]:
+    """Return how each arm's curve is drawn, as Matplotlib's settings of a line."""
+    looks: dict[str, dict[str, Any]] = {}
+    others = [arm for arm in outcome.arms if arm != outcome.baseline and arm in outcome.curves]
+    for number, arm in enumerate(others):
+        looks[arm] = {
+            "color": ARMS[number % len(ARMS)],
+            "lw": 1.8,
+            "ls": ["-", "--", ":"][number // len(ARMS) % 3],
+            "marker": MARKERS[number % len(ARMS)],
+            "ms": 5,
+        }
+    baseline = {"color": INK, "lw": 2.4, "ls": (0, (4, 2)), "marker": "o", "ms": 5, "zorder": 3}
+    return looks | {outcome.baseline: baseline}
+
+
+def _curve_lines(ax: Axes, result: Result, number: int) -> dict[str, Any]:
     outcome = result.outcome
     scale = 100 if outcome.metric == ACCURACY else 1
+    looks = curve_looks(outcome)
     lines = {}
-    others = 0
-    for arm in outcome.arms:
-        curve = outcome.curves.get(arm)
-        if curve is None:
-            continue
-        present = ~np.isnan(curve.values).all(axis=(0, 2))
-        if not present.any():
-            continue
-        means = np.nanmean(curve.values[:, present], axis=(0, 2)) * scale
-        if arm == outcome.baseline:
-            look: dict[str, Any] = {
-                "color": INK,
-                "lw": 2.4,
-                "ls": (0, (4, 2)),
-                "marker": "o",
-                "ms": 5,
-                "zorder": 3,
-            }
-        else:
-            number = others % len(ARMS)
-            look = {
-                "color": ARMS[number],
-                "lw": 1.8,
-                "ls": ["-", "--", ":"][others // len(ARMS) % 3],
-                "marker": MARKERS[number],
-                "ms": 5,
-            }
-            others += 1
-        lines[arm] = ax.plot(curve.seen[present], means, **look)[0]
+    for which, arm in enumerate(outcome.arms):
+        seen, means = curve_points(outcome, arm)
+        if len(seen):
+            gid = f"curve-{number}-{which}"
+            lines[arm] = ax.plot(seen, means * scale, gid=gid, **looks[arm])[0]
     if result.floor is not None:
         ax.axhline(result.floor * 100, color=MUTED, lw=1, ls=":")
         ax.text(

@@ -56,10 +56,10 @@ def words(text: str) -> Cell:
 
 
 def to_html(table: Table, *, caption: str | None = None) -> str:
-    """Return the table with sortable heads; all text is escaped."""
+    """Return the table; the page's script makes its heads sort. All text is escaped."""
     heads = "".join(
         f'<th scope="col" class="{"w" if i == 0 or i in table.worded else "n"}">'
-        f'<button type="button">{html.escape(head)}</button></th>'
+        f"{html.escape(head)}</th>"
         for i, head in enumerate(table.heads)
     )
     lines = []
@@ -81,7 +81,7 @@ def to_html(table: Table, *, caption: str | None = None) -> str:
         lines.append(f"<tr>{''.join(cells)}</tr>")
     said = html.escape(table.caption if caption is None else caption)
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{said}">'
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{said}">'
         f'<table class="sortable"><caption>{said}</caption><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
+import re
 from html import escape
 
 from lessonplan.evaluation.outcomes import Record
+from lessonplan.report.document import document
 from lessonplan.report.grid_section import grid_section
+from lessonplan.report.marks import gain_marks
 from lessonplan.report.progress_section import progress_section
+from lessonplan.report.question_section import questions_section
 from lessonplan.report.sections import (
     BADGES,
     Pictures,
@@ -22,7 +24,6 @@ from lessonplan.report.sections import (
     result_section,
 )
 from lessonplan.report.source_section import sources_section
-from lessonplan.report.style import CSS, SCRIPT
 from lessonplan.statistics.analysis import Analysis
 from lessonplan.statistics.crossed import THESE_RUNS
 from lessonplan.statistics.verdict import place, signed, spoken, verdict
@@ -36,59 +37,75 @@ def page(record: Record, analysis: Analysis, pictures: Pictures) -> str:
             "map-<n>" for category source n, "efficiency" and "forgetting", where they could be
             drawn.
     """
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
-    )
-    parts = [_head(record, analysis, pictures), "<main>"]
     several = len(analysis.results) > 1
-    for number, result in enumerate(analysis.results):
-        parts.append(result_section(result, number, pictures, several))
-    parts += [
+    parts = [
+        *(
+            result_section(result, number, pictures, several)
+            for number, result in enumerate(analysis.results)
+        ),
         grid_section(analysis),
         progress_section(record, analysis, pictures),
         pooled_section(analysis),
+        questions_section(analysis),
         orders_section(record, analysis, pictures),
         labels_section(analysis),
         sources_section(record, analysis, pictures),
         rates_section(analysis),
         quality_section(record, analysis),
         details_section(record, analysis),
-        "</main>",
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(record.title)}</title><style>{CSS}</style></head>\n<body>"
-        + "\n".join(part for part in parts if part)
-        + "<footer>Made by lessonplan. Everything on this page is in this one file; the tables and "
-        "figures lie beside it.</footer>"
-        f"<script>{SCRIPT}</script></body></html>\n"
+    outline, body = outlined("\n".join(part for part in parts if part))
+    return document(
+        record.title,
+        '<a class="skip" href="#below">Skip to the tables and figures</a>'
+        f"{_head(record, analysis, pictures)}\n{outline}\n"
+        f'<main id="below" tabindex="-1">\n{body}\n</main>\n'
+        "<footer>Made by lessonplan. Everything on this page is in this one file; the tables and "
+        "figures lie beside it.</footer>",
     )
+
+
+HEADING = re.compile(r'<h2(?: id="([^"]+)")?>(.*?)</h2>', re.S)
+
+
+def outlined(body: str) -> tuple[str, str]:
+    """Give every h2 an id; return a list of links to them (HTML), and the body."""
+    links = []
+    taken: set[str] = set()
+
+    def numbered(found: re.Match[str]) -> str:
+        ident, text = found.groups()
+        if ident is None:
+            ident = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "part"
+            while ident in taken:
+                ident += "-"
+        taken.add(ident)
+        links.append(f'<li><a href="#{ident}">{text}</a></li>')
+        return f'<h2 id="{ident}">{text}</h2>'
+
+    body = HEADING.sub(numbered, body)
+    if len(links) < 2:
+        return "", body
+    return f'<nav class="outline" aria-label="On this page"><ul>{"".join(links)}</ul></nav>', body
 
 
 def _head(record: Record, analysis: Analysis, pictures: Pictures) -> str:
     said = verdict(record, analysis)
-    caveats = "".join(f"<li>{escape(c)}</li>" for c in said.caveats)
-    listed = f'<ul class="caveats">{caveats}</ul>' if caveats else ""
-    links = ""
-    if len(analysis.results) > 1:
-        items = "".join(
-            f'<li><a href="#result-{i}">{escape(place(r))}</a></li>'
-            for i, r in enumerate(analysis.results)
-        )
-        links = f'<nav aria-label="Comparisons"><ul>{items}</ul></nav>'
+    listed = link = ""
+    if said.caveats:
+        caveats = "".join(f"<li>{escape(c)}</li>" for c in said.caveats)
+        listed = f'<ul class="caveats" id="cautions" aria-label="Cautions">{caveats}</ul>'
+        number = len(said.caveats)
+        words = "1 caution" if number == 1 else f"{number} cautions"
+        link = f'<a class="cautions-link" href="#cautions">{words} below</a>'
     first, second = (escape(s) for s in said.sentences)
     return (
         f"<header><h1>{escape(record.title)}</h1>"
         f'<p class="facts">{escape(_facts(record, analysis))}</p>'
-        f'<section class="verdict" aria-label="The answer">'
-        f'<span class="badge {said.kind.replace(" ", "-")}">{BADGES[said.kind]}</span>'
-        f'<p class="first">{first}</p><p class="second">{second}</p>'
-        f"{listed}</section>"
-        f"{_gains(analysis, pictures)}{links}</header>"
+        '<section class="verdict" aria-label="The answer">'
+        f'<span class="badge {said.kind.replace(" ", "-")}">{BADGES[said.kind]}</span>{link}'
+        f'<p class="first">{first}</p><p class="second">{second}</p></section>'
+        f"{_gains(analysis, pictures)}{listed}</header>"
     )
 
 
@@ -148,4 +165,5 @@ def _gains(analysis: Analysis, pictures: Pictures) -> str:
         caption += "A green diamond marks a gain beyond luck, corrected for the number of tests. "
     if any(not g.testable for r in analysis.results for g in r.gains):
         caption += "Hollow marks cannot be tested. "
-    return figure(pictures, "gains", "Gains over the baseline: " + "; ".join(told), caption)
+    label = "Gains over the baseline: " + "; ".join(told)
+    return figure(pictures, "gains", label, caption, gain_marks(analysis.results))

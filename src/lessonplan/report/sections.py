@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from lessonplan.evaluation.outcomes import Record
 from lessonplan.report.figures import INK, MUTED, RULE
 from lessonplan.report.formats import Cell, Table, to_html, words
+from lessonplan.report.marks import Marks, curve_key, curve_marks
 from lessonplan.report.tables import (
     FLOOR,
     UNTUNED,
@@ -49,8 +51,11 @@ Pictures = Mapping[str, tuple[str, str]]
 """Name of a figure -> its SVG for a desk and for a phone."""
 
 
-def inline(svg: str, prefix: str, label: str) -> str:
-    """Fit a figure into the page: own ids, the page's colours for dark mode, full width."""
+def inline(svg: str, prefix: str, label: str, marks: Marks) -> str:
+    """Fit a figure into the page: own ids, the page's colours for dark mode, full width.
+
+    The groups that `marks` names get what they say as data, for the page's script.
+    """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
@@ -58,20 +63,40 @@ def inline(svg: str, prefix: str, label: str) -> str:
     svg = re.sub(r"url\(#", f"url(#{prefix}-", svg)
     for colour, variable in ((INK, "--ink"), (MUTED, "--muted"), (RULE, "--rule")):
         svg = svg.replace(colour, f"var({variable})")
+    for ident, series in marks.items():
+        said = escape(json.dumps(series.points, ensure_ascii=False))
+        svg = svg.replace(
+            f'<g id="{prefix}-{ident}">',
+            f'<g id="{prefix}-{ident}" data-series="{ident}" data-name="{escape(series.name)}"'
+            f' data-points="{said}">',
+        )
     tag, rest = svg.split(">", 1)
     tag = re.sub(r'\s(width|height)="[^"]*"', "", tag)
     return f'{tag} role="img" aria-label="{escape(label)}">{rest}'
 
 
-def figure(pictures: Pictures, name: str, label: str, caption: str) -> str:
-    """Return a figure with its caption (HTML), or "" where it could not be drawn."""
+def figure(
+    pictures: Pictures,
+    name: str,
+    label: str,
+    caption: str,
+    marks: Marks | None = None,
+    key: str = "",
+) -> str:
+    """Return a figure with its caption (HTML), or "" where it could not be drawn.
+
+    Args:
+        label: what a screen reader says of it.
+        marks: what its marks say when pointed at.
+        key: a list (HTML) above it that tells its series apart.
+    """
     if name not in pictures:
         return ""
     wide, narrow = pictures[name]
     ident = "f" + hashlib.sha256(name.encode()).hexdigest()[:8]
     return (
-        f'<figure><div class="wide">{inline(wide, ident + "w", label)}</div>'
-        f'<div class="narrow">{inline(narrow, ident + "n", label)}</div>'
+        f'<figure>{key}<div class="wide">{inline(wide, ident + "w", label, marks or {})}</div>'
+        f'<div class="narrow">{inline(narrow, ident + "n", label, marks or {})}</div>'
         f"<figcaption>{caption}</figcaption></figure>"
     )
 
@@ -163,6 +188,8 @@ def result_section(result: Result, number: int, pictures: Pictures, several: boo
                 "learning rate decays, a checkpoint in the middle of a run is un-annealed: it "
                 "stands lower than a run that ended there would, so read the shapes, not the "
                 "levels.",
+                curve_marks(result),
+                curve_key(result),
             ),
         ]
     parts += _groups(result, level)

@@ -105,8 +105,8 @@ def report_files(record: Record, analysis: Analysis) -> dict[str, bytes]:
     if curves is not None:
         _keep(files, "curves", curves)
     for number, result in enumerate(results):
-        wide = figures.curves_figure([result])
-        narrow = figures.curves_figure([result], figures.NARROW)
+        wide = figures.curves_figure([result], legend=False)
+        narrow = figures.curves_figure([result], figures.NARROW, legend=False)
         if wide is not None and narrow is not None:
             pictures[f"curves-{number}"] = figures.svg(wide), figures.svg(narrow)
     progress = {

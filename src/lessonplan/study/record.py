@@ -164,6 +164,8 @@ def _outcome(
         baseline=plan["baseline"],
         untuned=None if np.isnan(untuned).any() else untuned,
         f1=f1,
+        questions=questions["question"].to_pylist(),
+        options=options,
         answers=answers,
         n_options=np.array([len(o) for o in options], dtype=np.int64),
         letters_matter=plan["scoring"]["form"] == "letter",
