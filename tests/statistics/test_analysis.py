@@ -253,3 +253,15 @@ def test_learning_rate_received():
     bands, names = difficulty_bands(np.linspace(0, 1, 30))
     assert names == ["easiest third", "middle third", "hardest third"]
     assert list(np.bincount(bands)) == [10, 10, 10]
+
+
+def test_the_words_fit_two_arms_and_keep_an_arms_capitals():
+    rng = np.random.default_rng(1)
+    two = study(rng, seeds=5, questions=400, effects={"arm0": 0.2}, by_seed=0.005, arms=1)
+    analysis = analyse(record(two))
+    assert analysis.results[0].best_of_all == "arm0"
+    assert verdict(record(two), analysis).sentences[1] == "No other order was compared."
+    named = study(rng, seeds=1)
+    named.arms["Mine [difficulty=GPT]"] = np.ones_like(named.arms["random"])
+    said = verdict(record(named), analyse(record(named)))
+    assert "In these runs Mine [difficulty=GPT] came out highest" in said.sentences[1]

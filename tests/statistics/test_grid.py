@@ -198,6 +198,7 @@ def test_cells_at_the_floor_leave_the_averages():
         (lambda t: t.replace("random", "rnd"), "no strategy is named 'random'"),
         (lambda t: pd.concat([t, t[:3].assign(model="")]), "cells and means"),
         (lambda t: t[:0], "no rows"),
+        (lambda t: t[t["strategy"] == "random"], "the only strategy"),
     ],
 )
 def test_bad_tables(change, message):
@@ -211,6 +212,10 @@ def test_facts_must_fit_the_table():
     labelled = pd.concat([long_table(s).assign(labels=str(s)) for s in (0, 1)])
     with pytest.raises(InputError, match="differs between labels"):
         grid(labelled)
+    with pytest.raises(InputError, match="chance of 'x' is 20"):
+        grid(long_table(), chance={"x": 20})
+    with pytest.raises(InputError, match="runs is 0"):
+        grid(long_table(), runs=0)
 
 
 def outcome(model, evaluation, lift=0.0, seed=0, seeds=4, questions=60, level=0.55, luck=0.0):

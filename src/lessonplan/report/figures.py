@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from lessonplan.evaluation.outcomes import Outcome
 from lessonplan.statistics.analysis import ACCURACY, Result
 from lessonplan.statistics.crossed import THESE_RUNS
+from lessonplan.statistics.efficiency import counted_values
 from lessonplan.statistics.family import Gain
 from lessonplan.statistics.verdict import baseline_words, place, signed, spoken, unit
 
@@ -262,8 +263,9 @@ def curve_points(outcome: Outcome, arm: str) -> tuple[NDArray[np.int64], NDArray
     curve = outcome.curves.get(arm)
     if curve is None:
         return np.empty(0, dtype=np.int64), np.empty(0)
-    present = ~np.isnan(curve.values).all(axis=(0, 2))
-    return curve.seen[present], np.nanmean(curve.values[:, present], axis=(0, 2))
+    values = counted_values(outcome, curve)
+    present = ~np.isnan(values).all(axis=(0, 2))
+    return curve.seen[present], np.nanmean(values[:, present], axis=(0, 2))
 
 
 def curve_looks(outcome: Outcome) -> dict[str, dict[str, Any]]:

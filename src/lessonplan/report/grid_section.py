@@ -7,7 +7,7 @@ from html import escape
 from lessonplan.report.document import document
 from lessonplan.report.formats import to_html
 from lessonplan.report.grid_tables import KINDS, exact, grid_tables
-from lessonplan.statistics.analysis import ACCURACY, Analysis
+from lessonplan.statistics.analysis import Analysis
 from lessonplan.statistics.grid import (
     EVALUATION,
     MODEL,
@@ -16,13 +16,12 @@ from lessonplan.statistics.grid import (
     average_best,
     count_wins,
 )
-from lessonplan.statistics.verdict import listing, spoken
+from lessonplan.statistics.verdict import capital, listing, spoken, unit
 
 
 def grid_sentences(grid: Grid) -> list[str]:
     """Say how large the best gains are beside luck, how often the best order changes, and more."""
     said = list(grid.notes)
-    unit = " points" if grid.metric == ACCURACY else ""
     for by in (MODEL, EVALUATION):
         kept, every = grid.of(by), grid.of(by, blocked=True)
         for setting in grid.settings:
@@ -31,7 +30,7 @@ def grid_sentences(grid: Grid) -> list[str]:
                 continue
             k = max(b.k for c in kept for b in c.best if b.setting == setting.name)
             told = (
-                f"The best of {k} orders gains {exact(average.gain, grid.metric, sign=True)}{unit} "
+                f"The best of {k} orders gains {exact(average.gain, grid.metric, sign=True)}{unit(grid.metric)} "
                 f"on average over {average.columns} {KINDS[by]}s"
                 + (f" with {setting.name}" if setting.name else "")
             )
@@ -63,7 +62,7 @@ def _changes(grid: Grid) -> list[str]:
     if total < 2:
         return []
     if len(wins) == 1:
-        return [f"{spoken(wins[0].strategy).capitalize()} is the best in all {total} columns."]
+        return [f"{capital(spoken(wins[0].strategy))} is the best in all {total} columns."]
     counted = [f"{spoken(w.strategy)} in {w.wins}" for w in wins]
     return [f"The best order changes: of {total} columns, {listing(counted)}."]
 

@@ -10,7 +10,7 @@ from lessonplan.report.figures import INK, curve_looks, curve_points
 from lessonplan.statistics.analysis import ACCURACY, Result
 from lessonplan.statistics.crossed import THESE_RUNS, Estimate
 from lessonplan.statistics.family import Gain
-from lessonplan.statistics.verdict import chance_of, interval_words, place, signed, spoken
+from lessonplan.statistics.verdict import chance_of, interval_words, place, signed, spoken, unit
 
 SHAPES = {
     "o": "M-3.4 0a3.4 3.4 0 1 0 6.8 0a3.4 3.4 0 1 0-6.8 0z",
@@ -49,7 +49,7 @@ def gain_marks(results: Sequence[Result]) -> dict[str, Series]:
 
 
 def _gain_words(gain: Gain, e: Estimate, metric: str) -> str:
-    lines = [_with_unit(signed(e.mean, metric), metric), interval_words(e, metric)]
+    lines = [signed(e.mean, metric) + unit(metric), interval_words(e, metric)]
     if gain.testable and gain.p_holm is not None:
         lines.append(f"{chance_of(e.p)}; after Holm's correction {chance_of(gain.p_holm)}")
     seeds = "1 seed" if e.seeds == 1 else f"{e.seeds} seeds"
@@ -57,10 +57,6 @@ def _gain_words(gain: Gain, e: Estimate, metric: str) -> str:
     if e.scope == THESE_RUNS:
         lines.append("speaks of these runs alone")
     return "\n".join(lines)
-
-
-def _with_unit(text: str, metric: str) -> str:
-    return f"{text} points" if metric == ACCURACY else text
 
 
 def curve_marks(result: Result) -> dict[str, Series]:

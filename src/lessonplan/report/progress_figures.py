@@ -24,7 +24,7 @@ from lessonplan.report.progress_tables import reached_words
 from lessonplan.statistics.analysis import ACCURACY
 from lessonplan.statistics.efficiency import Efficiency
 from lessonplan.statistics.forgetting import BINS, Forgetting
-from lessonplan.statistics.verdict import place_of, spoken
+from lessonplan.statistics.verdict import place_of, spoken, unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -133,7 +133,7 @@ def _recalls(ax: Axes, part: list[Forgetting], wide: bool) -> None:
     ax.set_xlim(-0.5, len(BINS) - 0.5)
     ax.grid(axis="y", color=RULE, lw=0.7)
     ax.set_axisbelow(True)
-    ax.set_ylabel("gain (points)" if scale == 100 else f"gain ({literal(part[0].metric)})")
+    ax.set_ylabel(f"gain ({unit(part[0].metric).strip() or literal(part[0].metric)})")
     ax.set_xlabel("the question's category was")
     ax.legend(
         loc="lower left", bbox_to_anchor=(0, 1.06), ncols=3 if wide else 2,

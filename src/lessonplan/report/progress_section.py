@@ -10,10 +10,19 @@ from lessonplan.evaluation.outcomes import Record
 from lessonplan.report.formats import to_html
 from lessonplan.report.progress_tables import efficiency_table, forgetting_table
 from lessonplan.report.sections import Pictures, figure
-from lessonplan.statistics.analysis import ACCURACY, Analysis
+from lessonplan.statistics.analysis import Analysis
 from lessonplan.statistics.efficiency import Efficiency
 from lessonplan.statistics.forgetting import EDGES, Forgetting
-from lessonplan.statistics.verdict import amount, interval_words, listing, place_of, signed, spoken
+from lessonplan.statistics.verdict import (
+    amount,
+    capital,
+    interval_words,
+    listing,
+    place_of,
+    signed,
+    spoken,
+    unit,
+)
 
 
 def progress_section(record: Record, analysis: Analysis, pictures: Pictures) -> str:
@@ -92,10 +101,9 @@ def efficiency_sentences(found: list[Efficiency]) -> list[str]:
         where = f"{place_of(model, evaluation)}: " if len(places) > 1 else ""
         top = max(others, key=lambda e: e.gain.mean if e.gain else -math.inf)
         assert top.gain is not None
-        unit = " points" if top.metric == ACCURACY else ""
         said.append(
             f"{where}{_named(top.arm, where)} has the largest area under its learning curve, "
-            f"{signed(top.gain.mean, top.metric)}{unit} against {spoken(base.arm)} "
+            f"{signed(top.gain.mean, top.metric)}{unit(top.metric)} against {spoken(base.arm)} "
             f"({interval_words(top.gain, top.metric)})."
         )
         soon = min(others, key=lambda e: e.reached)
@@ -103,7 +111,7 @@ def efficiency_sentences(found: list[Efficiency]) -> list[str]:
             said.append(f"No order reaches the final score of {spoken(base.arm)}.")
         else:
             said.append(
-                f"{spoken(soon.arm).capitalize()} is the first to have the final score of "
+                f"{capital(spoken(soon.arm))} is the first to have the final score of "
                 f"{spoken(base.arm)}, after {soon.reached:,.0f} of {soon.end:,} questions; "
                 f"{spoken(base.arm)} itself first has it after {base.reached:,.0f}."
             )
@@ -141,4 +149,4 @@ def forgetting_sentences(found: list[Forgetting]) -> list[str]:
 
 
 def _named(arm: str, where: str) -> str:
-    return spoken(arm) if where else spoken(arm).capitalize()
+    return spoken(arm) if where else capital(spoken(arm))

@@ -79,13 +79,19 @@ def grid(
         runs: runs that each accuracy is the mean of.
 
     Raises:
-        InputError: a missing column or accuracy, one given twice, no baseline, an unknown set.
+        InputError: a missing column or accuracy, one given twice, no baseline or nothing else, an
+            unknown set, a chance or a number of runs that cannot be.
     """
     rows, where = _read(table, models, evaluations)
     sets = {evaluation for _, evaluation in rows if evaluation}
     for name in [*(questions or {}), *(chance or {})]:
         if name not in sets:
             raise InputError(f"{where}: there is no evaluation set {name!r} in it.")
+    for name, guess in (chance or {}).items():
+        if not 0 <= guess <= 1:
+            raise InputError(f"chance of {name!r} is {guess:g}, expected a share from 0 to 1.")
+    if runs is not None and runs < 1:
+        raise InputError(f"runs is {runs}, expected 1 or more.")
     whole = [bool(model and evaluation) for model, evaluation in rows]
     if any(whole) and not all(whole):
         raise InputError(f"{where}: it holds cells and means of them; leave the means out.")
@@ -349,6 +355,8 @@ def _arms(
             else f"{where}: no strategy is named {baseline!r}. Name the baseline."
             + nearest(baseline, {strategy for strategy, _ in keys})
         )
+    if len(set(names.values())) == 1:
+        raise InputError(f"{where}: {baseline!r} is the only strategy; nothing to compare.")
     settings = []
     for label in labels if several else [""]:
         own = [key for key in keys if not several or key[1] in (label, "")]

@@ -67,7 +67,7 @@ def efficiencies(outcome: Outcome) -> list[Efficiency]:
         for arm, curve in outcome.curves.items()
         if np.array_equal(curve.seen, base.seen) and curve.values.shape == base.values.shape
     }
-    values = np.stack([_counted(outcome, curve) for curve in curves.values()])  # [A, S, P, C]
+    values = np.stack([counted_values(outcome, curve) for curve in curves.values()])  # [A, S, P, C]
     points = ~np.isnan(values).all(axis=(0, 1, 3))
     seen, values = base.seen[points].astype(np.float64), values[:, :, points]
     if values.shape[2] < 2 or values.shape[3] == 0:
@@ -107,8 +107,8 @@ def efficiencies(outcome: Outcome) -> list[Efficiency]:
     return found
 
 
-def _counted(outcome: Outcome, curve: Curve) -> FloatArray:
-    """Return the values of the questions that count."""
+def counted_values(outcome: Outcome, curve: Curve) -> FloatArray:
+    """Return a curve's values on the questions that count, ``[S, P, C]``."""
     if curve.questions is None:
         return curve.values
     return curve.values[:, :, judged(outcome)[curve.questions]]

@@ -268,8 +268,8 @@ def study_grid(results: Sequence[Result]) -> Grid | None:
             means[by] = mean
     left_out = [r for r in results if r.blocked]
     notes = [
-        f"{r.outcome.model} on {r.outcome.evaluation} is at the {r.blocked}: it is in no average "
-        "and no count of winners."
+        " on ".join(part for part in (r.outcome.model, r.outcome.evaluation) if part)
+        + f" is at the {r.blocked}: it is in no average and no count of winners."
         for r in left_out
     ]
     return Grid(metric.pop(), baseline.pop(), settings, called, means, notes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from lessonplan.errors import counted
 from lessonplan.evaluation.outcomes import Record
 from lessonplan.evaluation.scores import LIKELIHOODS
 from lessonplan.statistics.analysis import ACCURACY, Analysis, Result
@@ -178,13 +179,12 @@ def _too_few(result: Result, best: Gain) -> Verdict:
     else:
         runs = "one seed" if seeds == 1 else f"{seeds} seeds"
         reason = f"each order was run with {runs}, and at least {LEAST_SEEDS} are needed"
-    who = spoken(best.arm).capitalize()
     scope = "over the questions, for these runs alone" if best.estimate.scope == THESE_RUNS else ""
     return Verdict(
         "too few seeds",
         (
             f"Nothing can be concluded yet: {reason} to tell an order from luck.",
-            f"In these runs {who[0].lower() + who[1:]} came out highest, "
+            f"In these runs {spoken(best.arm)} came out highest, "
             f"{signed(best.estimate.mean, metric)}{unit(metric)} against {base} "
             f"({interval_words(best.estimate, metric)}{', ' if scope else ''}{scope}).",
         ),
@@ -197,18 +197,18 @@ def _winner(result: Result, winners: list[Gain], metric: str) -> Verdict:
     assert top.estimate is not None
     assert top.p_holm is not None
     first = (
-        f"{_capital(spoken(top.arm))} beat {base} by {amount(top.estimate.mean, metric)} "
+        f"{capital(spoken(top.arm))} beat {base} by {amount(top.estimate.mean, metric)} "
         f"({interval_words(top.estimate, metric)}; {chance_of(top.p_holm)} after Holm's correction)"
     )
     others = [spoken(w.arm) + f" by {signed(_mean(w), metric)}{unit(metric)}" for w in winners[1:]]
     first += f"; so did {listing(others)}." if others else "."
-    if result.best_of_all == top.arm:
+    if len(result.gains) == 1:
+        second = "No other order was compared."
+    elif result.best_of_all == top.arm:
         second = "It is also better than every other order here."
-    elif len(result.gains) > 1:
+    else:
         second = "Whether it is the best of all orders here cannot be said: "
         second += "it does not clearly beat each of the others."
-    else:
-        second = "No other order was compared."
     if result.best is not None and result.best.k > 1:
         second += (
             f" Luck alone would give the best of {result.best.k} orders "
@@ -243,7 +243,7 @@ def _no_difference(result: Result, best: Gain) -> Verdict:
             f": only a gain of about {amount(result.smallest, metric)} or more would have been "
             "seen with a power of 80%"
         )
-    second = _capital(second) + "."
+    second = capital(second) + "."
     return Verdict("no difference", (first + ".", second), _losers(result))
 
 
@@ -256,7 +256,8 @@ def _losers(result: Result) -> tuple[str, ...]:
     return (f"Worse than {baseline_words(result)}, beyond luck: {names}.",)
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
+    """Return a text with its first letter raised and all others as they are."""
     return text[:1].upper() + text[1:]
 
 
@@ -370,7 +371,7 @@ def _overall(results: list[Result]) -> Verdict:
     elif judgeable:
         base = baseline_words(results[0])
         first = (
-            f"In none of {len(judgeable)} comparisons was a gain over {base} found that luck "
+            f"In none of {counted(len(judgeable), 'comparison')} was a gain over {base} found that luck "
             "cannot explain."
         )
         kind = "no difference"
@@ -393,7 +394,7 @@ def _overall(results: list[Result]) -> Verdict:
             if kind not in CONCLUSIVE
         ]
         parts.append(f"nothing can be concluded for {listing(which)}")
-    second = _capital("; ".join(parts)) + "." if parts else "Each comparison stands below."
+    second = capital("; ".join(parts)) + "." if parts else "Each comparison stands below."
     return Verdict(kind, (first, second), tuple(c for v in verdicts for c in v.caveats))
 
 
