@@ -7,6 +7,7 @@ import io
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -145,11 +146,55 @@ def test_a_file_that_was_not_run(file: Path, folder: Path, outcome: Outcome) -> 
     assert "│ 5 │ 15 │" in said
     assert "from its demo" in said
     assert "unknown until some are done" in said
+    assert "upper 90% bound" in said
     status, said = plan(file, "--seeds", 5, "--like", folder)
     found = components(outcome)
     assert found is not None
     assert points(smallest_gain(found, 5, 20, arms=3, level=0.025)) in said
     assert "2400 s of tuning" in said
+
+
+def test_completions_are_not_planned_with_the_accuracy_of_the_demo(
+    tmp_path: Path, folder: Path, outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": f"Say {i}.", "completion": f"It is {i}."} for i in range(30)]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    study = tmp_path / "chat.yaml"
+    text = STUDY.replace("DATA", str(tmp_path / "chat.jsonl"))
+    study.write_text(re.sub("strategies: .*", "strategies: [random, original]", text))
+    status, said = plan(study)
+    assert status == 0
+    assert "it is not known how gains in log-likelihood per token vary" in said
+    assert "points" not in said
+    metric = "log-likelihood per token"
+    nats = replace(outcome, metric=metric, arms={a: 2 * v for a, v in outcome.arms.items()})
+    record = Record(title="planned", outcomes=[nats], runs_planned=12)
+    monkeypatch.setattr(lessonplan.study, "read_record", lambda _: record)
+    status, said = plan(study, "--seeds", 5, "--like", folder)
+    assert status == 0
+    found = components(nats)
+    assert found is not None
+    least = smallest_gain(found, 5, 20, arms=2, level=0.05)
+    assert f"{least:.4f} to" in said
+    assert "nats per token" in said
+
+
+def test_a_single_question_or_order_has_no_plan(
+    folder: Path, outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = replace(
+        outcome,
+        ids=["0"],
+        arms={a: v[:, :1] for a, v in outcome.arms.items()},
+        n_options=np.array([5]),
+    )
+    alone = replace(outcome, arms={"random": outcome.arms["random"]})
+    for made, what in ((one, "question"), (alone, "order")):
+        record = Record(title="planned", outcomes=[made], runs_planned=12)
+        monkeypatch.setattr(lessonplan.study, "read_record", lambda _, record=record: record)
+        status, said = plan(folder)
+        assert status == 0
+        assert f"nothing can be planned, since there is a single {what}" in said
 
 
 @pytest.mark.parametrize(

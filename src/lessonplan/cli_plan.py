@@ -121,9 +121,10 @@ def _of_folder(path: Path, like: Path | None) -> Layout:
     comparisons = []
     for outcome in record.outcomes:
         found, origin = components(outcome), ""
-        at_limit = _limit(outcome)
-        if at_limit:
-            found, origin = None, at_limit
+        questions = int(judged(outcome).sum())
+        lacking = _too_small(len(outcome.arms), questions) or _limit(outcome)
+        if lacking:
+            found, origin = None, lacking
         elif found is not None and like is None:
             origin = (
                 "Components of a gain from the study's own runs "
@@ -135,7 +136,7 @@ def _of_folder(path: Path, like: Path | None) -> Layout:
             Comparison(
                 place_of(outcome.model, outcome.evaluation),
                 outcome.metric,
-                int(judged(outcome).sum()),
+                questions,
                 len(outcome.arms),
                 found,
                 origin,
@@ -150,6 +151,12 @@ def _of_folder(path: Path, like: Path | None) -> Layout:
         seeds,
         run_cost(path) or (None if like is None else run_cost(like)),
     )
+
+
+def _too_small(arms: int, questions: int) -> str:
+    """Say why so few orders or questions leave nothing to plan, "" where they are enough."""
+    few = "order" if arms < 2 else "question" if questions < 2 else ""
+    return few and f"nothing can be planned, since there is a single {few}."
 
 
 def _limit(outcome: Any) -> str:
@@ -168,6 +175,9 @@ def _limit(outcome: Any) -> str:
 
 def _of_file(path: Path, like: Path | None) -> Layout:
     from lessonplan.data import read_questions
+    from lessonplan.data.features import are_completions
+    from lessonplan.evaluation.scores import LIKELIHOODS
+    from lessonplan.statistics.analysis import ACCURACY
     from lessonplan.study import load_study
     from lessonplan.study.config import DataSpec
     from lessonplan.study.cost import run_cost
@@ -175,27 +185,31 @@ def _of_file(path: Path, like: Path | None) -> Layout:
 
     study = load_study(path, [])
 
-    def size(spec: DataSpec) -> int:
-        read = read_questions(
+    def size(spec: DataSpec) -> tuple[int, str]:
+        """Return the number of questions and the metric of their scores."""
+        questions = read_questions(
             spec.data,
             split=spec.split,
             columns=spec.columns,
             format=spec.format,
             bad_rows=spec.bad_rows,
             answer_base=spec.answer_base,
-        )
-        return min(len(read.questions), spec.sample or len(read.questions))
+        ).questions
+        score = study.scoring.score
+        metric = LIKELIHOODS.get(score, score) if are_completions(questions) else ACCURACY
+        return min(len(questions), spec.sample or len(questions)), metric
 
     names = [name for name, _, _ in arms(study)]
-    sets = [(spec.title, size(spec)) for spec in study.evaluation]
-    held_out = [(held_out_name(t.title), size(t)) for t in study.training if t.folds]
-    metric = "accuracy"
-    found, origin = _elsewhere(like, metric)
-    comparisons = [
-        Comparison(f"{model.title} on {name}", metric, n, len(names), found, origin)
-        for model in study.models
-        for name, n in held_out + sets * len(study.training)
-    ]
+    sets = [(spec.title, *size(spec)) for spec in study.evaluation]
+    held_out = [(held_out_name(t.title), *size(t)) for t in study.training if t.folds]
+    known = {metric: _elsewhere(like, metric) for *_, metric in held_out + sets}
+    comparisons = []
+    for model in study.models:
+        for name, n, metric in held_out + sets * len(study.training):
+            lacking = _too_small(len(names), n)
+            found, origin = (None, lacking) if lacking else known[metric]
+            place = f"{model.title} on {name}"
+            comparisons.append(Comparison(place, metric, n, len(names), found, origin))
     tunings = sum(spec.folds or 1 for spec in study.training) * len(study.models)
     return Layout(
         study.name,
@@ -207,11 +221,17 @@ def _of_file(path: Path, like: Path | None) -> Layout:
     )
 
 
-def _elsewhere(like: Path | None, metric: str) -> tuple[Components, str]:
+def _elsewhere(like: Path | None, metric: str) -> tuple[Components | None, str]:
     """Return components from another study, or those that are taken where nothing is known."""
+    from lessonplan.statistics.analysis import ACCURACY
     from lessonplan.statistics.power import DEMO, components, mean_components
     from lessonplan.study import read_record
 
+    if like is None and metric != ACCURACY:
+        return None, (
+            f"nothing can be planned yet, since it is not known how gains in {metric} vary. Run "
+            "two seeds or more, or take them from a study that was run, with --like FOLDER."
+        )
     if like is None:
         return DEMO, (
             "Components of a gain as stated in lessonplan, from its demo (SmolLM2-135M tuned on "
@@ -354,11 +374,18 @@ def _hours(laid_out: Layout, comparison: Comparison, seeds: int, questions: int)
 def _cost_words(laid_out: Layout) -> str:
     cost = laid_out.cost
     said = f"A seed takes {counted(laid_out.runs_per_seed, 'run')}"
+    two = (
+        " Where two figures stand, the second takes the variation between seeds at its upper 90% "
+        "bound."
+        if any(c.found is not None and c.found.cautious != c.found for c in laid_out.comparisons)
+        else ""
+    )
     if cost is None:
-        return f"{said}; what a run takes here is unknown until some are done (or with --like)."
+        return (
+            f"{said}; what a run takes here is unknown until some are done (or with --like).{two}"
+        )
     return (
         f"{said}, a run {cost.tuning:.0f} s of tuning and {cost.scoring:.0f} s of scoring, with "
         f"{counted(cost.workers, 'worker')}. Hours are for all runs of the study; what is finished "
-        "is kept. Where two figures stand, the second takes the variation between seeds at its "
-        "upper 90% bound."
+        f"is kept.{two}"
     )

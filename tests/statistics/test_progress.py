@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lessonplan.evaluation.outcomes import Curve, Outcome
+from lessonplan.report.figures import curve_points
 from lessonplan.statistics import mean_interval
 from lessonplan.statistics.efficiency import (
     area,
@@ -148,6 +149,9 @@ def test_questions_that_do_not_count_are_left_out():
     found = efficiencies(outcome(curves, meaningless=apart))[1]
     kept = efficiencies(outcome({arm: v[:, :, 10:] for arm, v in curves.items()}))[1]
     assert found.area == kept.area
+    seen, means = curve_points(outcome(curves, meaningless=apart), "fast")
+    np.testing.assert_array_equal(seen, SEEN)
+    np.testing.assert_allclose(means, curves["fast"][:, :, 10:].mean(axis=(0, 2)))
 
 
 def test_resampled_means_have_the_mean_of_the_curves():

@@ -29,9 +29,9 @@ def grid_sentences(grid: Grid) -> list[str]:
             if average is None or average.columns < 2:
                 continue
             k = max(b.k for c in kept for b in c.best if b.setting == setting.name)
+            gained = exact(average.gain, grid.metric, sign=True) + unit(grid.metric)
             told = (
-                f"The best of {k} orders gains {exact(average.gain, grid.metric, sign=True)}{unit(grid.metric)} "
-                f"on average over {average.columns} {KINDS[by]}s"
+                f"The best of {k} orders gains {gained} on average over {average.columns} {KINDS[by]}s"
                 + (f" with {setting.name}" if setting.name else "")
             )
             whole = average_best(every, setting.name)

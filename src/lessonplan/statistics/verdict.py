@@ -371,8 +371,8 @@ def _overall(results: list[Result]) -> Verdict:
     elif judgeable:
         base = baseline_words(results[0])
         first = (
-            f"In none of {counted(len(judgeable), 'comparison')} was a gain over {base} found that luck "
-            "cannot explain."
+            f"In none of {counted(len(judgeable), 'comparison')} was a gain over {base} found "
+            "that luck cannot explain."
         )
         kind = "no difference"
     else:
