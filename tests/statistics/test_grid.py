@@ -298,6 +298,28 @@ def test_a_model_at_the_floor_is_left_out():
     assert count_wins(found.of(EVALUATION)) == count_wins(two.of(EVALUATION))
 
 
+def test_a_mean_over_columns_is_that_of_the_columns_that_stand_there():
+    outcomes = study()
+    outcomes[0] = outcome("m", "x", questions=50, level=0.25)  # at the floor
+    found = analyse(Record(title="t", outcomes=outcomes)).grid
+    for by in (MODEL, EVALUATION):
+        columns = found.of(by)
+        for arm in ("random", "blocked"):
+            scores = [c.scores[arm] for c in columns]
+            assert found.means[by].scores[arm] == pytest.approx(np.mean(scores))
+        gains = [c.gains["blocked"].mean for c in columns]
+        assert found.means[by].gains["blocked"].mean == pytest.approx(np.mean(gains))
+    assert found.means[MODEL].scores != pytest.approx(found.means[EVALUATION].scores)
+
+
+def test_sets_that_number_their_questions_alike_stay_apart():
+    outcomes = [outcome("m", e) for e in ("x", "y")]
+    apart = analyse(Record(title="t", outcomes=outcomes)).grid
+    alike = [replace(o, ids=[str(i) for i in range(60)]) for o in outcomes]
+    found = analyse(Record(title="t", outcomes=alike)).grid
+    assert found.means == apart.means
+
+
 def test_a_single_result_has_no_grid():
     assert analyse(Record(title="t", outcomes=[outcome("m", "x")])).grid is None
     assert analyse(Record(title="t", outcomes=[outcome("m", "x"), outcome("m", "x")])).grid is None

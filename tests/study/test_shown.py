@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from lessonplan.statistics import analyse
+from lessonplan.statistics.labels import UNLABELLED
 from lessonplan.study import Study, read_record, run_study
 from lessonplan.study.plan import Plan, make_plan
+from lessonplan.study.store import Folder
 
 
 def test_categories_in_the_order_of_every_run(finished: tuple[Path, Plan]) -> None:
@@ -23,6 +28,24 @@ def test_categories_in_the_order_of_every_run(finished: tuple[Path, Plan]) -> No
         row = outcome.shown[run.arm][outcome.seeds.index(run.seed)]
         assert [outcome.taught[i] for i in row] == [categories[i] for i in run.order]
     assert (outcome.shown["random"][0] != outcome.shown["random"][1]).any()
+
+
+def test_questions_without_a_category_leave_the_others_theirs(
+    finished: tuple[Path, Plan], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished[0], tmp_path / "study")
+    file = Folder(folder).data("test")
+    table = pq.read_table(file)
+    column = table.column_names.index("category")
+    names = table["category"].to_pylist()
+    table = table.set_column(column, "category", pa.array([None, *names[1:]], pa.string()))
+    pq.write_table(table, file)
+    (outcome,) = read_record(folder).outcomes
+    assert outcome.categories == ["", *names[1:]]
+    analysis = analyse(read_record(folder))
+    assert sum(r.answers for r in analysis.forgetting[0].recalls) < 2 * 34
+    groups = {g.group for g in analysis.results[0].groups if g.kind == "category"}
+    assert groups == {UNLABELLED, *names[1:]}
 
 
 def test_the_questions_of_a_curve(finished: tuple[Path, Plan]) -> None:

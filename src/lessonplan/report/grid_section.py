@@ -31,8 +31,8 @@ def grid_sentences(grid: Grid) -> list[str]:
             k = max(b.k for c in kept for b in c.best if b.setting == setting.name)
             gained = exact(average.gain, grid.metric, sign=True) + unit(grid.metric)
             told = (
-                f"The best of {k} orders gains {gained} on average over {average.columns} {KINDS[by]}s"
-                + (f" with {setting.name}" if setting.name else "")
+                f"The best of {k} orders gains {gained} on average over {average.columns} "
+                f"{KINDS[by]}s" + (f" with {setting.name}" if setting.name else "")
             )
             whole = average_best(every, setting.name)
             if whole is not None and whole.columns > average.columns:

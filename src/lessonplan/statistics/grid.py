@@ -257,15 +257,15 @@ def study_grid(results: Sequence[Result]) -> Grid | None:
     kinds = [by for by in (MODEL, EVALUATION) if any(c.by == by for c in columns)]
     if not kinds:
         return None
-    whole = _column(kinds[0], MEAN, results, settings)
     called: list[Column] = []
     means = {}
-    for by in (*kinds, CELL):
-        own = [c for c in columns if c.by == by]
-        *own, mean = corrected([*own, replace(whole, by=by)])
+    for by in kinds:
+        whole = _column(by, MEAN, results, settings, _even(by, results))
+        *own, mean = corrected([*(c for c in columns if c.by == by), whole])
         called += own
-        if by in kinds and not whole.blocked:
+        if not mean.blocked:
             means[by] = mean
+    called += corrected([c for c in columns if c.by == CELL])
     left_out = [r for r in results if r.blocked]
     notes = [
         " on ".join(part for part in (r.outcome.model, r.outcome.evaluation) if part)
@@ -295,30 +295,38 @@ def settings_of(outcomes: Sequence[Outcome]) -> list[Setting]:
     return settings
 
 
-def joined(parts: Sequence[tuple[Sequence[int], Sequence[str], FloatArray]]) -> FloatArray:
+def joined(
+    parts: Sequence[tuple[Sequence[int], Sequence[str], FloatArray]],
+    weights: Sequence[float] | None = None,
+) -> FloatArray:
     """Join arrays of several results into one ``[S, N]`` whose mean is the mean of their means.
 
     What shares a seed or a question is averaged before anything is estimated. Under one seed all
     models see the same order and all sets score the same run, so seeds are matched by number and
     never counted twice; results on the same questions (several models) are averaged question by
-    question. Different sets stand side by side, each scaled so that it weighs by its number of
-    results and not of questions, around its own mean: sets are given, not drawn at random.
+    question. Different sets stand side by side, each scaled so that it weighs by its results, not its
+    questions, around its own mean: sets are given, not drawn at random.
 
     Args:
         parts: seeds, question ids and values ``[seeds, questions]`` of each result; a row of NaN is
             a missing run. A seed counts that every part has.
+        weights: of each result in the mean; None: they weigh alike.
     """
+    weights = [1.0] * len(parts) if weights is None else weights
     common = [s for s in parts[0][0] if all(s in seeds for seeds, _, _ in parts)]
-    by_questions: dict[tuple[str, ...], list[FloatArray]] = {}
-    for seeds, ids, values in parts:
+    by_questions: dict[tuple[str, ...], list[tuple[float, FloatArray]]] = {}
+    for weight, (seeds, ids, values) in zip(weights, parts, strict=True):
         rows = [list(seeds).index(s) for s in common]
-        by_questions.setdefault(tuple(ids), []).append(values[rows])
-    sets = [np.mean(own, axis=0) for own in by_questions.values()]
+        by_questions.setdefault(tuple(ids), []).append((weight, values[rows]))
+    shares = [sum(w for w, _ in own) / sum(weights) for own in by_questions.values()]
+    sets = [
+        np.average([values for _, values in own], axis=0, weights=[w for w, _ in own])
+        for own in by_questions.values()
+    ]
     missing = np.any([np.isnan(values).any(axis=1) for values in sets], axis=0)
     size = sum(values.shape[1] for values in sets)
     if missing.all():
         return np.full((len(common), size), np.nan)
-    shares = [len(own) / len(parts) for own in by_questions.values()]
     means = [float(values[~missing].mean()) for values in sets]
     middle = float(np.dot(shares, means))
     scaled = [
@@ -330,17 +338,32 @@ def joined(parts: Sequence[tuple[Sequence[int], Sequence[str], FloatArray]]) -> 
     return whole
 
 
-def _column(by: str, name: str, results: Sequence[Result], settings: list[Setting]) -> Column:
-    used = [r for r in results if not r.blocked]
-    blocked = "" if used else results[0].blocked
-    used = used or list(results)
+def _even(by: str, results: Sequence[Result]) -> list[float]:
+    """Return each result's weight in the mean over columns, which weigh alike: 0 where blocked."""
+    names = [getattr(r.outcome, by) for r in results]
+    used = Counter(name for name, r in zip(names, results, strict=True) if not r.blocked)
+    return [0.0 if r.blocked else 1.0 / used[name] for name, r in zip(names, results, strict=True)]
+
+
+def _column(
+    by: str,
+    name: str,
+    results: Sequence[Result],
+    settings: list[Setting],
+    weights: Sequence[float] | None = None,
+) -> Column:
+    chosen = [i for i, r in enumerate(results) if not r.blocked] or list(range(len(results)))
+    used = [results[i] for i in chosen]
+    weights = None if weights is None or used[0].blocked else [weights[i] for i in chosen]
     baseline = used[0].outcome.baseline
     arms = [arm for arm in used[0].outcome.arms if all(arm in r.scores for r in used)]
-    scores = {arm: float(np.mean([r.scores[arm].mean for r in used])) for arm in arms}
+    scores = {
+        arm: float(np.average([r.scores[arm].mean for r in used], weights=weights)) for arm in arms
+    }
     gaps: dict[str, FloatArray] = {}
     for arm in arms:
         if arm != baseline and baseline in arms:
-            gap = joined([_part(r.outcome, arm) for r in used])
+            gap = joined([_part(r.outcome, arm) for r in used], weights)
             if not np.isnan(gap).all():
                 gaps[arm] = gap
     pooled = _pooled(gaps)
@@ -362,12 +385,14 @@ def _column(by: str, name: str, results: Sequence[Result], settings: list[Settin
             for both, values in [_contrast(setting, other, strategies, gaps)]
             if both and not np.isnan(values).all()
         ],
-        blocked=blocked,
+        blocked=used[0].blocked,
     )
 
 
 def _part(outcome: Outcome, arm: str) -> tuple[list[int], list[str], FloatArray]:
-    ids = [outcome.ids[i] for i in np.flatnonzero(judged(outcome))]
+    # Sets that number their questions alike are told apart by the text, or else by their name.
+    texts = outcome.questions or [outcome.evaluation] * len(outcome.ids)
+    ids = [f"{outcome.ids[i]} {texts[i]}" for i in np.flatnonzero(judged(outcome))]
     return outcome.seeds, ids, difference(outcome, arm, outcome.baseline)
 
 

@@ -367,7 +367,10 @@ def _seen(training: pa.Table, right: list[str], same_set: bool) -> NDArray[np.bo
 
 
 def _categories(column: pa.ChunkedArray) -> list[str] | None:
-    return None if column.null_count else [str(value) for value in column.to_pylist()]
+    """Return the categories, "" for a question without one; None where no question has any."""
+    if column.null_count == len(column):
+        return None
+    return ["" if value is None else str(value) for value in column.to_pylist()]
 
 
 def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64] | None:
