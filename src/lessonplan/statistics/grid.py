@@ -304,8 +304,8 @@ def joined(
     What shares a seed or a question is averaged before anything is estimated. Under one seed all
     models see the same order and all sets score the same run, so seeds are matched by number and
     never counted twice; results on the same questions (several models) are averaged question by
-    question. Different sets stand side by side, each scaled so that it weighs by its results, not its
-    questions, around its own mean: sets are given, not drawn at random.
+    question. Different sets stand side by side, each around its own mean and scaled to weigh by
+    its results, not its questions: sets are given, not drawn at random.
 
     Args:
         parts: seeds, question ids and values ``[seeds, questions]`` of each result; a row of NaN is
