@@ -177,7 +177,7 @@ def _of_file(path: Path, like: Path | None) -> Layout:
     from lessonplan.data import read_questions
     from lessonplan.data.features import are_completions
     from lessonplan.evaluation.scores import LIKELIHOODS
-    from lessonplan.statistics.analysis import ACCURACY
+    from lessonplan.statistics.result import ACCURACY
     from lessonplan.study import load_study
     from lessonplan.study.config import DataSpec
     from lessonplan.study.cost import run_cost
@@ -223,8 +223,8 @@ def _of_file(path: Path, like: Path | None) -> Layout:
 
 def _elsewhere(like: Path | None, metric: str) -> tuple[Components | None, str]:
     """Return components from another study, or those that are taken where nothing is known."""
-    from lessonplan.statistics.analysis import ACCURACY
     from lessonplan.statistics.power import DEMO, components, mean_components
+    from lessonplan.statistics.result import ACCURACY
     from lessonplan.study import read_record
 
     if like is None and metric != ACCURACY:
@@ -316,8 +316,8 @@ def _needed_table(
     from rich.table import Table
     from rich.text import Text
 
-    from lessonplan.statistics.analysis import ACCURACY
     from lessonplan.statistics.power import MOST_SEEDS, seeds_needed
+    from lessonplan.statistics.result import ACCURACY
     from lessonplan.statistics.verdict import amount
 
     wanted = gain / 100 if comparison.metric == ACCURACY else gain

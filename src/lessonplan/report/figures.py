@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lessonplan.evaluation.outcomes import Outcome
-from lessonplan.statistics.analysis import ACCURACY, Result
 from lessonplan.statistics.crossed import THESE_RUNS
 from lessonplan.statistics.efficiency import counted_values
 from lessonplan.statistics.family import Gain
+from lessonplan.statistics.result import ACCURACY, Result
 from lessonplan.statistics.verdict import baseline_words, place, signed, spoken, unit
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from lessonplan.report.formats import Cell, Datum, Table, words
 from lessonplan.report.tables import p_cell
-from lessonplan.statistics.analysis import ACCURACY
 from lessonplan.statistics.family import ALPHA
 from lessonplan.statistics.grid import (
     CELL,
@@ -20,6 +19,7 @@ from lessonplan.statistics.grid import (
     average_best,
     count_wins,
 )
+from lessonplan.statistics.result import ACCURACY
 from lessonplan.statistics.verdict import MINUS, spoken
 
 KINDS = {MODEL: "model", EVALUATION: "evaluation set", CELL: "model and evaluation set"}

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from html import escape
 
 from lessonplan.report.figures import INK, curve_looks, curve_points
-from lessonplan.statistics.analysis import ACCURACY, Result
 from lessonplan.statistics.crossed import THESE_RUNS, Estimate
 from lessonplan.statistics.family import Gain
+from lessonplan.statistics.result import ACCURACY, Result
 from lessonplan.statistics.verdict import chance_of, interval_words, place, signed, spoken, unit
 
 SHAPES = {

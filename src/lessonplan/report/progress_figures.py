@@ -21,9 +21,9 @@ from lessonplan.report.figures import (
     shortened,
 )
 from lessonplan.report.progress_tables import reached_words
-from lessonplan.statistics.analysis import ACCURACY
 from lessonplan.statistics.efficiency import Efficiency
 from lessonplan.statistics.forgetting import BINS, Forgetting
+from lessonplan.statistics.result import ACCURACY
 from lessonplan.statistics.verdict import place_of, spoken, unit
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from lessonplan.evaluation.outcomes import Outcome
 from lessonplan.report.tables import UNTUNED
-from lessonplan.statistics.analysis import ACCURACY, Analysis, Result
+from lessonplan.statistics.analysis import Analysis
 from lessonplan.statistics.family import judged
 from lessonplan.statistics.labels import UNLABELLED
+from lessonplan.statistics.result import ACCURACY, Result
 from lessonplan.statistics.verdict import place, spoken
 
 FloatArray = NDArray[np.float64]

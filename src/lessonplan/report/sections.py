@@ -27,7 +27,8 @@ from lessonplan.report.tables import (
     received_table,
     score_cell,
 )
-from lessonplan.statistics.analysis import ACCURACY, Analysis, Result
+from lessonplan.statistics.analysis import Analysis
+from lessonplan.statistics.result import ACCURACY, Result
 from lessonplan.statistics.verdict import (
     amount,
     baseline_words,

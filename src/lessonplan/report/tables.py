@@ -9,8 +9,9 @@ import numpy as np
 
 from lessonplan.evaluation.outcomes import Outcome
 from lessonplan.report.formats import Cell, Datum, Table, words
-from lessonplan.statistics.analysis import ACCURACY, Analysis, GroupScore, Result
+from lessonplan.statistics.analysis import Analysis
 from lessonplan.statistics.labels import Received
+from lessonplan.statistics.result import ACCURACY, GroupScore, Result
 from lessonplan.statistics.verdict import MINUS, UNITS, signed, spoken
 
 UNTUNED = "untuned model"

@@ -3,10 +3,11 @@
 Importing this package loads NumPy alone; SciPy, statsmodels and PyArrow come with the first call.
 """
 
-from lessonplan.statistics.analysis import Analysis, Result, analyse
+from lessonplan.statistics.analysis import Analysis, analyse
 from lessonplan.statistics.cells import grid
 from lessonplan.statistics.crossed import Estimate, bootstrap_interval, mean_interval
 from lessonplan.statistics.family import Gain, gains
+from lessonplan.statistics.result import Result
 from lessonplan.statistics.table import Comparison, compare
 from lessonplan.statistics.verdict import Verdict, verdict
 

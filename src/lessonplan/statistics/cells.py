@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from lessonplan.errors import InputError, nearest
-from lessonplan.statistics.analysis import ACCURACY
 from lessonplan.statistics.crossed import Estimate
 from lessonplan.statistics.grid import (
     CELL,
@@ -26,6 +25,7 @@ from lessonplan.statistics.grid import (
     corrected,
     setting_pairs,
 )
+from lessonplan.statistics.result import ACCURACY
 from lessonplan.statistics.table import read_table, require, text_column
 
 BINOMIAL = "binomial sampling"

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 from math import isnan
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +25,8 @@ from lessonplan.statistics.crossed import (
 )
 from lessonplan.statistics.family import difference, holm, judged
 from lessonplan.statistics.luck import best_of
+from lessonplan.statistics.result import Result
 from lessonplan.statistics.sources import KINDS, strategy_of
-
-if TYPE_CHECKING:
-    from lessonplan.statistics.analysis import Result
 
 FloatArray = NDArray[np.float64]
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from lessonplan.data.tables import check_names, opened, parse_json_lines, python_values
 from lessonplan.errors import InputError, first_line, nearest
 from lessonplan.evaluation.outcomes import Outcome, Record
-from lessonplan.statistics.analysis import ACCURACY, Analysis, analyse
+from lessonplan.statistics.analysis import Analysis, analyse
+from lessonplan.statistics.result import ACCURACY
 from lessonplan.statistics.verdict import (
     MINUS,
     place,

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from lessonplan.errors import counted
 from lessonplan.evaluation.outcomes import Record
 from lessonplan.evaluation.scores import LIKELIHOODS
-from lessonplan.statistics.analysis import ACCURACY, Analysis, Result
+from lessonplan.statistics.analysis import Analysis
 from lessonplan.statistics.crossed import LEAST_SEEDS, THESE_RUNS, Estimate
 from lessonplan.statistics.family import Gain
+from lessonplan.statistics.result import ACCURACY, Result
 from lessonplan.statistics.sources import SourceGain
 
 MINUS = "\N{MINUS SIGN}"
