@@ -18,7 +18,7 @@ lint: $(VENV)/ready-dev  ## Formatting, style, types
 	$(BIN)/mypy
 
 docs: $(VENV)/ready-dev  ## The documentation site, in build/site; a broken link is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/ready-dev  ## Speed, as ratios measured in one run
 	$(BIN)/python -m bench

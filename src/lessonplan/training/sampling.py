@@ -132,8 +132,7 @@ class KeepsOrder:
 
     Args:
         order: integers ``[shown]`` or ``[epochs, shown]``, row numbers of `train_dataset`, as for
-            `OrderSampler`. None: the rows as they stand.
-        others: as the trainer's.
+            `OrderSampler`. None: the rows as they stand. All other arguments are the trainer's.
 
     Raises:
         InputError: the order does not fit the dataset or the epochs, or a setting of `BREAKING`.
