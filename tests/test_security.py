@@ -390,7 +390,8 @@ class Tags(HTMLParser):
 def test_no_text_becomes_markup(hostile: Hostile) -> None:
     page = Tags((hostile.study / "report" / "index.html").read_text())
     tags = [tag for tag, _ in page.tags]
-    assert tags.count("script") == 1
+    scripts = [attributes.get("type") for tag, attributes in page.tags if tag == "script"]
+    assert [kind for kind in scripts if kind != "application/json"] == [None]  # the rest is data
     assert not {"iframe", "object", "embed", "form", "base", "link"} & set(tags)
     for tag, attributes in page.tags:
         assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
@@ -445,7 +446,7 @@ def test_markdown_tables_stay_tables(hostile: Hostile) -> None:
 
 
 def test_latex_holds_no_command_of_theirs(hostile: Hostile) -> None:
-    ours = r"begin|end|centering|caption|[a-z]+rule|text[a-z]+|ldots"
+    ours = r"begin|end|centering|caption|[a-z]+rule|text[a-z]+|ldots|resizebox|setbox|ifdim"
     files = list((hostile.study / "report").glob("*.tex"))
     assert any(r"\textbackslash{}input\{" in file.read_text() for file in files)
     for file in files:
