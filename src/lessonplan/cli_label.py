@@ -33,8 +33,8 @@ def label_difficulty(
         typer.Option(
             "--model",
             "-m",
-            help="Name (`lessonplan models`), folder, .gguf, hub id, or NAME@http://host/v1 for one behind an "
-            "OpenAI-compatible server. Several are averaged.",
+            help="Name (`lessonplan models`), folder, .gguf, hub id, or NAME@http://host/v1 for "
+            "one behind an OpenAI-compatible server. Several are averaged.",
         ),
     ] = None,
     measure: Annotated[
