@@ -672,8 +672,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "no measure": (
         "label difficulty q.jsonl -o out.csv",
-        "a label source is one of column, table, share_right, answers, measure (or models) "
-        "and cluster; found none of them",
+        "a difficulty is made from one of --model, --measure length, --answers and "
+        "--share-right; found none of them",
     ),
     "an unknown method": (
         "label difficulty q.jsonl --answers q.jsonl --method 3pl -o out.csv",

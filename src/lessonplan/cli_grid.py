@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -21,7 +22,7 @@ def grid(
         typer.Argument(
             metavar="FILE",
             help="Table with columns strategy, accuracy, model, evaluation and labels (optional), "
-            "or with a column for each model and set.",
+            "or with a column for each model or set, named by --models and --evaluations.",
         ),
     ],
     models: Annotated[
@@ -59,7 +60,8 @@ def grid(
         chance=_numbers("--chance", chance, float),
         runs=runs,
     )
-    console = Console()
+    # Into a file or a pipe, tables are as wide as they need to be.
+    console = Console(width=None if sys.stdout.isatty() else 160)
     for table in grid_tables(made):
         shown = Table(title=Text(table.caption), title_justify="left")
         for i, head in enumerate(table.heads):

@@ -19,7 +19,7 @@ from lessonplan.cli_options import (
     read_columns_option,
     say,
 )
-from lessonplan.errors import counted
+from lessonplan.errors import InputError, counted
 
 label_app = typer.Typer(help="Label questions: how hard they are, and what they are about.")
 
@@ -33,8 +33,8 @@ def label_difficulty(
         typer.Option(
             "--model",
             "-m",
-            help="Preset, folder, .gguf, hub id, or NAME@http://host/v1 for a model behind an "
-            "OpenAI-compatible server. Several are averaged.",
+            help="Name (`lessonplan models`), folder, .gguf, hub id, or NAME@http://host/v1 for "
+            "one behind an OpenAI-compatible server. Several are averaged.",
         ),
     ] = None,
     measure: Annotated[
@@ -79,6 +79,11 @@ def label_difficulty(
     from lessonplan.study.config import read_label_spec
     from lessonplan.training.recipe import read_recipe, read_scoring
 
+    if not (model or measure or answers or share_right):
+        raise InputError(
+            "a difficulty is made from one of --model, --measure length, --answers and "
+            "--share-right; found none of them."
+        )
     recipe = read_recipe(settings or [])
     scoring = read_scoring(form or "cloze", score)
     spec = read_label_spec(
@@ -104,7 +109,7 @@ def label_difficulty(
     keep = [share_right] if share_right else []
     questions = _label_questions(data, out, split, column, bad_rows, keep)
     label = _write_label("difficulty", spec, questions, data, out, recipe, scoring)
-    say(_label_summary(label, questions))
+    _say_summary(label, questions)
 
 
 @label_app.command("category")
@@ -146,7 +151,7 @@ def label_category(
     questions = _label_questions(data, out, split, column, bad_rows, [])
     recipe = read_recipe([f"threads={threads}"])
     label = _write_label("category", spec, questions, data, out, recipe, Scoring())
-    say(_label_summary(label, questions))
+    _say_summary(label, questions)
 
 
 def _label_questions(
@@ -198,7 +203,7 @@ def _write_label(
     return label
 
 
-def _label_summary(label: Any, questions: Any) -> str:
+def _say_summary(label: Any, questions: Any) -> None:
     """Say how a label agrees with the data's own, its models with each other, and what it leaks."""
     import numpy as np
 
@@ -228,4 +233,5 @@ def _label_summary(label: Any, questions: Any) -> str:
             f"It tells {told.bits:.3f} of the {told.position_bits:.2f} bits of the right answer's "
             f"position (luck alone {told.luck:.3f}; p = {told.p:.2g})."
         )
-    return "\n".join(said)
+    for sentence in said:
+        say(sentence)

@@ -11,13 +11,15 @@ from lessonplan.errors import InputError
 from lessonplan.orders import STRATEGIES
 
 Data = Annotated[
-    str, typer.Argument(metavar="DATA", help="Built-in name, preset, hub id, or file.")
+    str, typer.Argument(metavar="DATA", help="File, hub id, or a name (`lessonplan datasets`).")
 ]
 StrategyOption = Annotated[
     str, typer.Option("--strategy", "-s", help=f"One of: {', '.join(STRATEGIES)}.")
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of the order and of the training.")]
-SplitOption = Annotated[str | None, typer.Option(help="Part of the data, such as train or test.")]
+SplitOption = Annotated[
+    str | None, typer.Option(help="Part of the data, such as train or test; by default all.")
+]
 BadRowsOption = Annotated[str, typer.Option(help="error, or drop rows that cannot be used.")]
 ColumnsOption = Annotated[
     list[str] | None,
@@ -28,7 +30,9 @@ ColumnsOption = Annotated[
         "given several times.",
     ),
 ]
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="Preset, folder, .gguf or hub id.")]
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="Name (`lessonplan models`), folder, .gguf or hub id.")
+]
 ScoringOption = Annotated[str, typer.Option(help="cloze or letter.")]
 ScoreOption = Annotated[str, typer.Option(help="sum, per_token, per_byte or unconditional.")]
 SetOption = Annotated[

@@ -285,7 +285,13 @@ def _read(
     """Return place -> (strategy, labels) -> accuracy between 0 and 1."""
     columns, where = read_table(table)
     wide = [*models, *evaluations]
-    for name in ("strategy", *(wide or ["accuracy"])):
+    require(columns, "strategy", where)
+    if not wide and "accuracy" not in columns:
+        raise InputError(
+            f"{where}: no column 'accuracy'; the columns are {', '.join(columns)}. Where models or "
+            "sets have a column each, name them: models (--models), evaluations (--evaluations)."
+        )
+    for name in wide:
         require(columns, name, where)
     strategies = text_column(columns["strategy"], "strategy", where)
     blank = [""] * len(strategies)

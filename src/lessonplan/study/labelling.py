@@ -177,7 +177,8 @@ def make_label(
             "completions have none. Take measure: loss or length."
         )
     elif spec.measure == "length":
-        made = Label("difficulty", text_length(questions), "length of question and options")
+        parts = "prompt and completion" if are_completions(questions) else "question and options"
+        made = Label("difficulty", text_length(questions), f"length of {parts}")
     elif spec.measure in DYNAMICS:
         made = _from_dynamics(spec, questions, folder, recipe, scoring, models, watch, compute)
     elif spec.measure is not None and are_completions(questions):
