@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lessonplan.report import write_report
+from lessonplan.report.figures import arm_label
 from lessonplan.report.formats import Cell, Table, to_csv, to_html, to_latex, to_markdown
 from lessonplan.statistics import analyse, compare, verdict
 
@@ -217,3 +218,17 @@ def test_empty_record(record, tmp_path):
     empty = record(orders=[], label_checks=[])
     empty.outcomes.clear()
     assert "there are no results" in write_report(empty, tmp_path).read_text()
+
+
+@pytest.mark.parametrize(
+    ("arm", "length", "label"),
+    [
+        ("blocked_curriculum", 30, "blocked curriculum"),
+        ("curriculum [difficulty=llm]", 30, "curriculum [difficulty=llm]"),
+        ("curriculum [difficulty=llm]", 20, "curriculum [llm]"),
+        ("interleaved_curriculum [difficulty=llm]", 23, "interleaved curr… [llm]"),
+        ("a very long name of an arm", 12, "a very long…"),
+    ],
+)
+def test_a_short_label_keeps_the_sources(arm, length, label):
+    assert arm_label(arm, length) == label

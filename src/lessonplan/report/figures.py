@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,19 @@ def literal(text: str) -> str:
 def shortened(text: str, length: int) -> str:
     """Cut text to a length, with an ellipsis."""
     return text if len(text) <= length else text[: length - 1].rstrip(" ,") + "…"
+
+
+def arm_label(arm: str, length: int) -> str:
+    """Return an arm's name for a figure, cut so that its label sources can still be read.
+
+    ``"curriculum [difficulty=llm]"`` becomes ``"curriculum [llm]"`` where it is too long.
+    """
+    text = spoken(arm)
+    name, bracket, sources = text.partition(" [")
+    if len(text) <= length or not bracket:
+        return shortened(text, length)
+    sources = re.sub(r"\w+=", "", " [" + sources)
+    return shortened(name, max(length - len(sources), 8)) + sources
 
 
 def gains_figure(results: Sequence[Result], width: float = WIDE) -> Figure | None:
@@ -178,7 +192,7 @@ def _forest(
         )
     names = 44 if width > NARROW else 24
     arms = [result.gains[which].arm for which in order]
-    ax.set_yticks(range(len(arms)), [literal(shortened(spoken(arm), names)) for arm in arms])
+    ax.set_yticks(range(len(arms)), [literal(arm_label(arm, names)) for arm in arms])
     ax.tick_params(axis="y", length=0, labelcolor=INK, labelsize=10 if width > NARROW else 9)
     ax.set_ylim(-0.7, len(order) - 0.1)
     ax.axvline(0, color=MUTED, lw=1.2, zorder=0)
@@ -248,7 +262,7 @@ def curves_figure(
             return fig
         fig.legend(
             list(handles.values()),
-            [literal(shortened(spoken(arm), 40)) for arm in handles],
+            [literal(arm_label(arm, 40)) for arm in handles],
             loc="outside upper left",
             ncols=3 if width > NARROW else 2,
             fontsize=9.5 if width > NARROW else 8.5,

@@ -16,12 +16,12 @@ from lessonplan.report.figures import (
     RULE,
     SETTINGS,
     WIDE,
+    arm_label,
     literal,
     new_figure,
     shortened,
 )
 from lessonplan.statistics.labels import UNLABELLED
-from lessonplan.statistics.verdict import spoken
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +62,7 @@ def orders_figure(pictures: Sequence[OrderPicture], width: float = WIDE) -> Figu
                 for ax in pair:
                     ax.set_visible(False)
                 continue
-            first = literal(shortened(spoken(shown[number].arm), 44))
+            first = literal(arm_label(shown[number].arm, 44))
             pair[0].set_title(first, pad=5 if row == 0 else 12)
             if names:
                 _raster(pair.pop(0), shown[number], names, labelled=column == 0 and width > NARROW)

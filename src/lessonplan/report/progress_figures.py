@@ -16,6 +16,7 @@ from lessonplan.report.figures import (
     RULE,
     SETTINGS,
     WIDE,
+    arm_label,
     literal,
     new_figure,
     shortened,
@@ -24,7 +25,7 @@ from lessonplan.report.progress_tables import reached_words
 from lessonplan.statistics.efficiency import Efficiency
 from lessonplan.statistics.forgetting import BINS, Forgetting
 from lessonplan.statistics.result import ACCURACY
-from lessonplan.statistics.verdict import place_of, spoken, unit
+from lessonplan.statistics.verdict import place_of, unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,7 +100,7 @@ def _reached(ax: Axes, part: list[Efficiency], wide: bool) -> None:
             color=INK,
         )
     names = 44 if wide else 24
-    ax.set_yticks(range(len(order)), [literal(shortened(spoken(e.arm), names)) for e in order])
+    ax.set_yticks(range(len(order)), [literal(arm_label(e.arm, names)) for e in order])
     ax.tick_params(axis="y", length=0, labelcolor=INK, labelsize=10 if wide else 9)
     ax.set_ylim(-0.7, len(order) - 0.3)
     ax.set_xlim(0, end * 1.06)
@@ -120,7 +121,7 @@ def _recalls(ax: Axes, part: list[Forgetting], wide: bool) -> None:
                 y.append(r.gain * scale)
                 below.append(max(0.0, r.gain - r.low) * scale)
                 above.append(max(0.0, r.high - r.gain) * scale)
-        name = literal(shortened(spoken(f.arm), 40 if wide else 24))
+        name = literal(arm_label(f.arm, 40 if wide else 24))
         colour, marker = ARMS[number % len(ARMS)], MARKERS[number % len(MARKERS)]
         ends = [below, above]
         ax.errorbar(x, y, ends, fmt=marker, color=colour, ms=5.5, lw=1.5, label=name)
