@@ -195,6 +195,7 @@ def test_a_node_that_dies_costs_its_run_alone(
                 stopped.append(worker)
                 os.kill(worker, signal.SIGSTOP)  # it stays in the middle of its run
                 cluster.remove_node(other, allow_graceful=False)
+                os.kill(worker, signal.SIGKILL)  # and dies with its node
 
     ears = Ears(remove)
     try:
