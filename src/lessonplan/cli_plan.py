@@ -113,7 +113,6 @@ def _check(
 def _of_folder(path: Path, like: Path | None) -> Layout:
     from lessonplan.statistics.family import judged
     from lessonplan.statistics.power import components
-    from lessonplan.statistics.verdict import place_of
     from lessonplan.study import read_record
     from lessonplan.study.cost import run_cost
 
@@ -134,7 +133,7 @@ def _of_folder(path: Path, like: Path | None) -> Layout:
             found, origin = _elsewhere(like, outcome.metric)
         comparisons.append(
             Comparison(
-                place_of(outcome.model, outcome.evaluation),
+                outcome.place,
                 outcome.metric,
                 questions,
                 len(outcome.arms),
@@ -161,14 +160,11 @@ def _too_small(arms: int, questions: int) -> str:
 
 def _limit(outcome: Any) -> str:
     """Say why an outcome's scores tell nothing about orders, "" where they do."""
-    from lessonplan.evaluation.outcomes import Record
-    from lessonplan.statistics import analyse
+    from lessonplan.statistics.analysis import limit
 
-    (result,) = analyse(Record(title="", outcomes=[outcome])).results
-    if not result.blocked:
-        return ""
-    return (
-        f"nothing can be planned, since the model is at the {result.blocked} here; more seeds or "
+    reached = limit(outcome)
+    return reached and (
+        f"nothing can be planned, since the model is at the {reached} here; more seeds or "
         "questions do not change that."
     )
 
@@ -176,6 +172,7 @@ def _limit(outcome: Any) -> str:
 def _of_file(path: Path, like: Path | None) -> Layout:
     from lessonplan.data import read_questions
     from lessonplan.data.features import are_completions
+    from lessonplan.evaluation.outcomes import place_of
     from lessonplan.evaluation.scores import LIKELIHOODS
     from lessonplan.statistics.result import ACCURACY
     from lessonplan.study import load_study
@@ -208,7 +205,7 @@ def _of_file(path: Path, like: Path | None) -> Layout:
         for name, n, metric in held_out + sets * len(study.training):
             lacking = _too_small(len(names), n)
             found, origin = (None, lacking) if lacking else known[metric]
-            place = f"{model.title} on {name}"
+            place = place_of(model.title, name)
             comparisons.append(Comparison(place, metric, n, len(names), found, origin))
     tunings = sum(spec.folds or 1 for spec in study.training) * len(study.models)
     return Layout(

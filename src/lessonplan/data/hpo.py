@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lessonplan import seeds
-from lessonplan.data.features import question_features
-from lessonplan.data.wording import alike, balanced, stems, unlikeness, words
+from lessonplan.data.bank import MOST_NEAR, TEST_SHARE, WRONG, as_bank, balanced
+from lessonplan.data.wording import alike, stems, unlikeness, words
 from lessonplan.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,9 +58,6 @@ KINDS = range(8, 400)  # signs under an answer: fewer say little of it, more are
 LENGTH = range(4, 70 + 1)  # characters of a sign
 SHARED = 4  # letters by which two words count as shared
 TERMS_PER_ANSWER = range(2, 5 + 1)
-TEST_SHARE = 0.3
-WRONG = 4  # wrong options a question
-MOST_NEAR = 2  # of them; with more, knowing every system would still not answer half the questions
 FAR_CHOICE = 24  # far options are chosen from so many that are most like the right one in form
 
 
@@ -96,8 +93,6 @@ def build(seed: int = 0) -> Dataset:
     Raises:
         InputError: the package `hpo3` is missing.
     """
-    from datasets import Dataset, Value
-
     tree = _ontology()
     rng = seeds.stream(seed, "hpo")
     terms = _choose_terms(tree, rng)
@@ -142,10 +137,7 @@ def build(seed: int = 0) -> Dataset:
                         "split": split,
                     }
                 )
-    rows = [rows[i] for i in rng.permutation(len(rows))]
-    features = question_features()
-    features |= {"code": Value("string"), "nearness": Value("float64"), "split": Value("string")}
-    return Dataset.from_list(rows, features=features)
+    return as_bank(rows, rng)
 
 
 class Ontology(NamedTuple):

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lessonplan import seeds
-from lessonplan.data.features import question_features
-from lessonplan.data.wording import alike, balanced, key, stems, unlikeness, words
+from lessonplan.data.bank import MOST_NEAR, TEST_SHARE, WRONG, as_bank, balanced
+from lessonplan.data.wording import alike, key, stems, unlikeness, words
 from lessonplan.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,9 +51,6 @@ CHAPTERS = {
 # Categories with fewer terms could hardly be learnt from some and asked with others; with more, a
 # few long lists ("Complications of ...") would fill their chapter.
 TERMS_PER_ANSWER = range(2, 6 + 1)
-TEST_SHARE = 0.3
-WRONG = 4  # wrong options a question
-MOST_NEAR = 2  # of them; with more, knowing every chapter would still not answer half the questions
 FAR_CHOICE = 12  # far options are drawn from so many that are most like the right one in form
 
 # Entries that point elsewhere in the classification or make no sense outside it.
@@ -98,8 +95,6 @@ def build(seed: int = 0) -> Dataset:
     Raises:
         InputError: the package `simple-icd-10-cm` is missing.
     """
-    from datasets import Dataset, Value
-
     tree = _classification()
     rng = seeds.stream(seed, "icd10cm")
     terms = _choose_terms(_clean_terms(tree), tree, rng)
@@ -134,10 +129,7 @@ def build(seed: int = 0) -> Dataset:
                         "split": split,
                     }
                 )
-    rows = [rows[i] for i in rng.permutation(len(rows))]
-    features = question_features()
-    features |= {"code": Value("string"), "nearness": Value("float64"), "split": Value("string")}
-    return Dataset.from_list(rows, features=features)
+    return as_bank(rows, rng)
 
 
 class Classification(NamedTuple):

@@ -31,12 +31,13 @@ from lessonplan.data.tables import (
     parse_json_lines,
     python_values,
     read_table,
+    reading_parquet,
     replacing,
     row_count,
     writable_format,
     write_columns,
 )
-from lessonplan.errors import InputError, first_line
+from lessonplan.errors import InputError
 
 BATCH_BYTES, BATCH_ROWS = 2**24, 2**16  # whichever comes first
 FEW_ROWS = 2**10  # read at a time, while it is not known how large they are
@@ -384,14 +385,12 @@ def _blocks(file: BinaryIO) -> Iterator[bytes]:
 @contextmanager
 def _parquet(path: Path) -> Iterator[Any]:
     """Open a Parquet file to be read a little at a time."""
-    try:
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
-            check_names(file.schema_arrow.names, str(path))
-            yield file
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(
-            f"{path} is not a Parquet file, or a damaged one: {first_line(error)}"
-        ) from error
+    with (
+        reading_parquet(path),
+        pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file,
+    ):
+        check_names(file.schema_arrow.names, str(path))
+        yield file
 
 
 def _write_parquet(file: BinaryIO, schema: Any, tables: Iterable[Any]) -> None:

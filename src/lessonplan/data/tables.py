@@ -231,18 +231,26 @@ def _decoded(line: bytes, path: Path, number: int) -> str:
         ) from error
 
 
-def _read_parquet(path: Path, keep: Collection[str] | None) -> Any:
+@contextmanager
+def reading_parquet(path: Path) -> Iterator[None]:
+    """Let what goes wrong in reading a Parquet file be an InputError that names it."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        names = pq.read_schema(path).names
-        check_names(names, str(path))
-        return pq.read_table(path, columns=[n for n in names if keep is None or n in keep])
+        yield
     except (OSError, pa.ArrowException) as error:
         raise InputError(
             f"{path} is not a Parquet file, or a damaged one: {first_line(error)}"
         ) from error
+
+
+def _read_parquet(path: Path, keep: Collection[str] | None) -> Any:
+    import pyarrow.parquet as pq
+
+    with reading_parquet(path):
+        names = pq.read_schema(path).names
+        check_names(names, str(path))
+        return pq.read_table(path, columns=[n for n in names if keep is None or n in keep])
 
 
 def python_values(table: Any, name: str, path: Path) -> list[Any]:

@@ -76,12 +76,6 @@ def unlikeness(texts: Sequence[str]) -> NDArray[np.float64]:
     return cost
 
 
-def balanced(n: int, k: int, rng: np.random.Generator) -> list[int]:
-    """Return n numbers from 0 to k - 1 in random order, equally many of each up to one."""
-    numbers = (np.arange(n) + rng.integers(k)) % k
-    return [int(number) for number in rng.permutation(numbers)]
-
-
 @cache
 def _tokens(text: str) -> tuple[str, ...]:
     text = unicodedata.normalize("NFKD", text.casefold())

@@ -11,6 +11,11 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 
 
+def place_of(model: str, evaluation: str) -> str:
+    """Return "model on evaluation set", or as much of it as is known."""
+    return " on ".join(part for part in (model, evaluation) if part)
+
+
 @dataclass(frozen=True)
 class Curve:
     """Scores along a run, on the fixed part of the evaluation set that is scored on the way.
@@ -87,6 +92,11 @@ class Outcome:
     meaningless: NDArray[np.bool_] | None = None
     shown: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     taught: list[str] = field(default_factory=list)
+
+    @property
+    def place(self) -> str:
+        """Model and evaluation set in words, "" where a table has none."""
+        return place_of(self.model, self.evaluation)
 
 
 @dataclass(frozen=True)

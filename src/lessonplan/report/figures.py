@@ -20,7 +20,7 @@ from lessonplan.statistics.crossed import THESE_RUNS
 from lessonplan.statistics.efficiency import counted_values
 from lessonplan.statistics.family import Gain
 from lessonplan.statistics.result import ACCURACY, Result
-from lessonplan.statistics.verdict import baseline_words, place, signed, spoken, unit
+from lessonplan.statistics.verdict import baseline_words, signed, spoken, unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -119,7 +119,7 @@ def gains_figure(results: Sequence[Result], width: float = WIDE) -> Figure | Non
         for ax in axes.flat[len(shown) :]:
             ax.set_visible(False)
         for spot, (ax, n) in enumerate(zip(axes.flat, shown, strict=False)):
-            title = literal(shortened(place(results[n]), int(10 * panel))) if several else ""
+            title = literal(shortened(results[n].outcome.place, int(10 * panel))) if several else ""
             _forest(ax, results[n], n, in_order[n], panel, title)
             if spot % columns:
                 ax.set_yticklabels([])
@@ -257,7 +257,7 @@ def curves_figure(
             for arm, line in _curve_lines(ax, result, number).items():
                 handles.setdefault(arm, line)
             if len(shown) > 1:
-                ax.set_title(literal(shortened(place(result), 44)))
+                ax.set_title(literal(shortened(result.outcome.place, 44)))
         if not legend:
             return fig
         fig.legend(

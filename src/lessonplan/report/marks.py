@@ -10,7 +10,7 @@ from lessonplan.report.figures import INK, curve_looks, curve_points
 from lessonplan.statistics.crossed import THESE_RUNS, Estimate
 from lessonplan.statistics.family import Gain
 from lessonplan.statistics.result import ACCURACY, Result
-from lessonplan.statistics.verdict import chance_of, interval_words, place, signed, spoken, unit
+from lessonplan.statistics.verdict import chance_of, interval_words, signed, spoken, unit
 
 SHAPES = {
     "o": "M-3.4 0a3.4 3.4 0 1 0 6.8 0a3.4 3.4 0 1 0-6.8 0z",
@@ -40,7 +40,7 @@ def gain_marks(results: Sequence[Result]) -> dict[str, Series]:
     """Return the marks of `lessonplan.report.figures.gains_figure`."""
     found = {}
     for n, result in enumerate(results):
-        where = f", {place(result)}" if len(results) > 1 else ""
+        where = f", {result.outcome.place}" if len(results) > 1 else ""
         for i, gain in enumerate(result.gains):
             if gain.estimate is not None:
                 said = _gain_words(gain, gain.estimate, result.outcome.metric)

@@ -26,7 +26,7 @@ from lessonplan.report.sections import (
 from lessonplan.report.source_section import sources_section
 from lessonplan.statistics.analysis import Analysis
 from lessonplan.statistics.crossed import THESE_RUNS
-from lessonplan.statistics.verdict import place, signed, spoken, verdict
+from lessonplan.statistics.verdict import signed, spoken, verdict
 
 
 def page(record: Record, analysis: Analysis, pictures: Pictures) -> str:
@@ -113,7 +113,7 @@ def _facts(record: Record, analysis: Analysis) -> str:
     parts = []
     if len(analysis.results) == 1:
         outcome = analysis.results[0].outcome
-        spot = place(analysis.results[0])
+        spot = analysis.results[0].outcome.place
         seeds = len(outcome.seeds)
         parts += [spot] if spot else []
         parts += [

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from lessonplan.evaluation.outcomes import place_of
 from lessonplan.report.figures import (
     ARMS,
     INK,
@@ -25,7 +26,7 @@ from lessonplan.report.progress_tables import reached_words
 from lessonplan.statistics.efficiency import Efficiency
 from lessonplan.statistics.forgetting import BINS, Forgetting
 from lessonplan.statistics.result import ACCURACY
-from lessonplan.statistics.verdict import place_of, unit
+from lessonplan.statistics.verdict import unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from html import escape
 
-from lessonplan.evaluation.outcomes import Record
+from lessonplan.evaluation.outcomes import Record, place_of
 from lessonplan.report.formats import to_html
 from lessonplan.report.progress_tables import efficiency_table, forgetting_table
 from lessonplan.report.sections import Pictures, figure
@@ -18,7 +18,6 @@ from lessonplan.statistics.verdict import (
     capital,
     interval_words,
     listing,
-    place_of,
     signed,
     spoken,
     unit,

@@ -19,7 +19,7 @@ from lessonplan.statistics.analysis import Analysis
 from lessonplan.statistics.family import judged
 from lessonplan.statistics.labels import UNLABELLED
 from lessonplan.statistics.result import ACCURACY, Result
-from lessonplan.statistics.verdict import place, spoken
+from lessonplan.statistics.verdict import spoken
 
 FloatArray = NDArray[np.float64]
 LONGEST = 4000
@@ -107,7 +107,7 @@ def questions_data(results: list[Result]) -> dict[str, Any]:
         )
         comparisons.append(
             {
-                "place": place(result),
+                "place": result.outcome.place,
                 "set": sets.index(texts),
                 "accuracy": outcome.metric == ACCURACY,
                 "bits": bits,

@@ -32,7 +32,6 @@ from lessonplan.statistics.result import ACCURACY, Result
 from lessonplan.statistics.verdict import (
     amount,
     baseline_words,
-    place,
     result_verdict,
     signed,
     spoken,
@@ -166,7 +165,7 @@ def result_section(result: Result, number: int, pictures: Pictures, several: boo
     if several:
         said = result_verdict(result)
         parts += [
-            f'<h2 id="result-{number}">{escape(place(result))}</h2>',
+            f'<h2 id="result-{number}">{escape(result.outcome.place)}</h2>',
             f'<span class="badge {said.kind.replace(" ", "-")}">{BADGES[said.kind]}</span>',
             f"<p>{escape(' '.join(said.sentences))}</p>",
         ]
@@ -337,7 +336,7 @@ def quality_section(record: Record, analysis: Analysis) -> str:
     several = len(analysis.results) > 1
     notes = list(record.notes)
     for r in analysis.results:
-        notes += [f"{place(r)}: {note}" if several else note for note in r.notes]
+        notes += [f"{r.outcome.place}: {note}" if several else note for note in r.notes]
     mixed = [name for name, seen in record.versions.items() if len(seen) > 1]
     if mixed:
         notes.append(f"Runs were made with different versions of {', '.join(mixed)}.")
@@ -382,8 +381,8 @@ def details_section(record: Record, analysis: Analysis) -> str:
         for g in r.gains:
             if g.bootstrap is not None:
                 low, high = (signed(x, r.outcome.metric) for x in g.bootstrap)
-                name = f"{spoken(g.arm)}{', ' + place(r) if len(analysis.results) > 1 else ''}"
-                checks.append(f"{name}: {low} to {high}")
+                where = f", {r.outcome.place}" if len(analysis.results) > 1 else ""
+                checks.append(f"{spoken(g.arm)}{where}: {low} to {high}")
     tests = "1 test" if analysis.family == 1 else f"{analysis.family} tests"
     parts.append(
         "<details><summary>How this was computed</summary>"

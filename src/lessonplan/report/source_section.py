@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from html import escape
 
-from lessonplan.evaluation.outcomes import LabelSource, Record
+from lessonplan.evaluation.outcomes import LabelSource, Record, place_of
 from lessonplan.report.formats import to_html
 from lessonplan.report.maps import mapped
 from lessonplan.report.sections import Pictures, figure
@@ -18,7 +18,7 @@ from lessonplan.report.source_tables import (
 )
 from lessonplan.statistics.analysis import Analysis
 from lessonplan.statistics.sources import Agreement, category_codes
-from lessonplan.statistics.verdict import chance_of, listing, place_of, source_sentence
+from lessonplan.statistics.verdict import chance_of, listing, source_sentence
 
 
 def sources_section(record: Record, analysis: Analysis, pictures: Pictures) -> str:

@@ -178,10 +178,9 @@ def best_table(results: Sequence[Result]) -> Table | None:
             continue
         o, b = r.outcome, r.best
         arm = r.gains[b.index].arm
-        place = " on ".join(x for x in (o.model, o.evaluation) if x) or "all"
         rows.append(
             [
-                words(place),
+                words(o.place or "all"),
                 words(spoken(arm)),
                 Cell(signed(b.gain, o.metric), b.gain),
                 Cell(signed(b.luck, o.metric), b.luck),

@@ -170,6 +170,32 @@ def analyse(record: Record) -> Analysis:
     )
 
 
+def limit(outcome: Outcome) -> str:
+    """Return why nothing can be concluded from the scores, as `Result.blocked`, from them alone."""
+    values = outcome.arms[outcome.baseline][:, judged(outcome)]
+    baseline = None if np.isnan(values).all() else score_interval(values, outcome.metric)
+    at_floor, at_ceiling = _limits(outcome, baseline, _untuned_score(outcome))
+    return "floor" if at_floor else "ceiling" if at_ceiling else ""
+
+
+def _untuned_score(outcome: Outcome) -> Estimate | None:
+    kept = judged(outcome)
+    if outcome.untuned is None or np.isnan(outcome.untuned[kept]).any():
+        return None
+    return score_interval(outcome.untuned[kept][None, :], outcome.metric)
+
+
+def _limits(
+    outcome: Outcome, baseline: Estimate | None, untuned: Estimate | None
+) -> tuple[bool, bool]:
+    """Return whether neither model clears the floor, and whether the baseline may be perfect."""
+    if baseline is None or outcome.metric != ACCURACY:
+        return False, False
+    floor = max((f for f in floors(outcome) if f is not None), default=None)
+    cleared = [floor is None or e.low > floor for e in (untuned, baseline) if e is not None]
+    return not any(cleared), baseline.high >= 1.0 - 1e-9  # Wilson's bound comes with rounding
+
+
 def _result(outcome: Outcome) -> Result:
     kept = judged(outcome)
     scores = {
@@ -177,18 +203,9 @@ def _result(outcome: Outcome) -> Result:
         for arm, values in outcome.arms.items()
         if not np.isnan(values).all()
     }
-    untuned = None
-    if outcome.untuned is not None and not np.isnan(outcome.untuned[kept]).any():
-        untuned = score_interval(outcome.untuned[kept][None, :], outcome.metric)
+    untuned = _untuned_score(outcome)
     chance, constant = floors(outcome)
-    floor = max((f for f in (chance, constant) if f is not None), default=None)
-    baseline = scores.get(outcome.baseline)
-    at_floor = at_ceiling = False
-    if baseline is not None and outcome.metric == ACCURACY:
-        at_ceiling = baseline.high >= 1.0 - 1e-9  # Wilson's bound comes with rounding
-        if floor is not None:
-            cleared = [e.low > floor for e in (untuned, baseline) if e is not None]
-            at_floor = not any(cleared)
+    at_floor, at_ceiling = _limits(outcome, scores.get(outcome.baseline), untuned)
     blocked = at_floor or at_ceiling
     found = [
         replace(

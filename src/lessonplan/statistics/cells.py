@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lessonplan.errors import InputError, nearest
+from lessonplan.evaluation.outcomes import place_of
 from lessonplan.statistics.crossed import Estimate
 from lessonplan.statistics.grid import (
     CELL,
@@ -122,7 +123,7 @@ class _Cells:
         """Return the columns of a kind and their mean; none where there is a single one."""
         parts: dict[str, list[Place]] = {}
         for model, evaluation in self.scores:
-            both = f"{model} on {evaluation}" if model and evaluation else ""
+            both = place_of(model, evaluation) if model and evaluation else ""
             name = {MODEL: model, EVALUATION: evaluation, CELL: both}[by]
             if name:
                 parts.setdefault(name, []).append((model, evaluation))
@@ -214,7 +215,7 @@ class _Cells:
         said = []
         low = [place for place in self.scores if self.at_floor(place)]
         for place in low:
-            name = " on ".join(part for part in place if part)
+            name = place_of(*place)
             sets = "" if place[1] else ", averaged over the evaluation sets,"
             said.append(
                 f"{name} is at the floor: the baseline{sets} has "
@@ -343,7 +344,7 @@ def _arms(
     for place, row in rows.items():
         lacking = [" ".join(part for part in key if part) for key in keys if key not in row]
         if lacking:
-            name = " on ".join(part for part in place if part)
+            name = place_of(*place)
             raise InputError(f"{where}: {name} has no accuracy of {', '.join(lacking)}.")
     labels = list(dict.fromkeys(label for _, label in keys if label))
     several = len(labels) > 1

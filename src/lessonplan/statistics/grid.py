@@ -249,7 +249,7 @@ def study_grid(results: Sequence[Result]) -> Grid | None:
     if len(sets) > 1:
         parts += [(EVALUATION, s, [r for r in results if r.outcome.evaluation == s]) for s in sets]
     if len(models) > 1 and len(sets) > 1:
-        parts += [(CELL, f"{r.outcome.model} on {r.outcome.evaluation}", [r]) for r in results]
+        parts += [(CELL, r.outcome.place, [r]) for r in results]
     columns = [_column(by, name, part, settings) for by, name, part in parts]
     kinds = [by for by in (MODEL, EVALUATION) if any(c.by == by for c in columns)]
     if not kinds:
@@ -265,8 +265,7 @@ def study_grid(results: Sequence[Result]) -> Grid | None:
     called += corrected([c for c in columns if c.by == CELL])
     left_out = [r for r in results if r.blocked]
     notes = [
-        " on ".join(part for part in (r.outcome.model, r.outcome.evaluation) if part)
-        + f" is at the {r.blocked}: it is in no average and no count of winners."
+        f"{r.outcome.place} is at the {r.blocked}: it is in no average and no count of winners."
         for r in left_out
     ]
     return Grid(metric.pop(), baseline.pop(), settings, called, means, notes)

@@ -19,7 +19,6 @@ from lessonplan.statistics.analysis import Analysis, analyse
 from lessonplan.statistics.result import ACCURACY
 from lessonplan.statistics.verdict import (
     MINUS,
-    place,
     result_verdict,
     signed,
     spoken,
@@ -60,7 +59,7 @@ class Comparison:
         parts: list[Any] = []
         for result in self.analysis.results:
             metric = result.outcome.metric
-            title = place(result)
+            title = result.outcome.place
             table = Table(title=Text(title) if title else None, title_justify="left")
             table.add_column("arm")
             for heading in ("seeds", metric, "gain", "95% interval", "p", "Holm p", ""):

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from lessonplan.errors import counted
-from lessonplan.evaluation.outcomes import Record
+from lessonplan.evaluation.outcomes import Record, place_of
 from lessonplan.evaluation.scores import LIKELIHOODS
 from lessonplan.statistics.analysis import Analysis
 from lessonplan.statistics.crossed import LEAST_SEEDS, THESE_RUNS, Estimate
@@ -97,16 +97,6 @@ def listing(names: list[str]) -> str:
     if len(names) < 2:
         return "".join(names)
     return ", ".join(names[:-1]) + " and " + names[-1]
-
-
-def place(result: Result) -> str:
-    """Return the model and evaluation set of a result in words, "" where a table has none."""
-    return place_of(result.outcome.model, result.outcome.evaluation)
-
-
-def place_of(model: str, evaluation: str) -> str:
-    """Return "model on evaluation set", or as much of it as is known."""
-    return " on ".join(part for part in (model, evaluation) if part)
 
 
 def baseline_words(result: Result) -> str:
@@ -363,8 +353,8 @@ def _overall(results: list[Result]) -> Verdict:
             assert gain.estimate is not None
             metric = result.outcome.metric
             told.append(
-                f"{spoken(gain.arm)} by {amount(gain.estimate.mean, metric)} for {place(result)} "
-                f"({interval_words(gain.estimate, metric)})"
+                f"{spoken(gain.arm)} by {amount(gain.estimate.mean, metric)} "
+                f"for {result.outcome.place} ({interval_words(gain.estimate, metric)})"
             )
         more = f", and {len(winners) - 3} more" if len(winners) > 3 else ""
         first = f"Better than {baseline_words(results[0])}, beyond luck: {'; '.join(told)}{more}."
@@ -390,7 +380,7 @@ def _overall(results: list[Result]) -> Verdict:
         )
     if silent:
         which = [
-            f"{place(r)} ({kind})"
+            f"{r.outcome.place} ({kind})"
             for r, kind in zip(results, kinds, strict=True)
             if kind not in CONCLUSIVE
         ]
