@@ -210,6 +210,20 @@ def test_difficulties_sort_as_numbers_whatever_their_bits(values, hardest_first)
     assert np.array_equal(found, shuffle[np.argsort(keys[shuffle], kind="stable")])
 
 
+@pytest.mark.parametrize("n", [2, 3, 1_000, 70_000])
+@pytest.mark.parametrize("steps", [1, 2, 40, 2**30])
+@pytest.mark.parametrize("whole", [1, 7, 10**6])
+def test_difficulties_that_differ_in_their_last_bits_alone_are_told_apart(n, steps, whole):
+    """A sort by the leading bits leaves these in the order of the shuffle."""
+    rng = np.random.default_rng(steps)
+    near = (1.0 + rng.integers(whole, size=n)).view(np.int64) + rng.integers(steps, size=n)
+    difficulty = near.view(np.float64)
+    difficulty[0] = -difficulty[0]  # so that the bits span all widths
+    shuffle = order("random", n, seed=1)
+    expected = shuffle[np.argsort(difficulty[shuffle], kind="stable")]
+    np.testing.assert_array_equal(order("curriculum", difficulty=difficulty, seed=1), expected)
+
+
 @given(labelled(), st.sampled_from(PAPER), st.integers(1, 3), st.integers(1, 3), st.booleans())
 def test_shows_every_question_exactly_so_often(labels, strategy, epochs, repeat, anew):
     category, difficulty = labels
