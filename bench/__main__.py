@@ -143,7 +143,8 @@ def run(names: Sequence[str], n: int, alternations: int, threads: int, rows: int
     if any(name.startswith("score") for name in names):
         from bench import scoring
 
-        found |= scoring.measure(n, alternations, threads, names)
+        scored, roofs = scoring.measure(n, alternations, threads, names)
+        found, rooflines = found | scored, rooflines | roofs
     if "order_10m" in names:
         print("order_10m", file=sys.stderr, flush=True)
         found["order_10m"] = order_10m(rows, min(alternations, 3))

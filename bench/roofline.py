@@ -1,4 +1,4 @@
-"""How much arithmetic a fine-tuning needs, and how fast this machine does such arithmetic.
+"""How much arithmetic tuning and scoring need, and how fast this machine does such arithmetic.
 
 Counted are the products of the linear layers, two operations for each multiply-add: forward, back
 to the inputs wherever something trained lies below, and for the gradients of the adapters. Padding
@@ -8,12 +8,15 @@ bound.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from bench.compare import spread
+from lessonplan.models.batch import batches_by_length, collate
 from lessonplan.models.rows import Row
 
 
@@ -75,10 +78,7 @@ def ours_work(network: Any, rows: Sequence[Row], *, tuned: int, rank: int) -> fl
 
 
 def lower_work(network: Any, rows: Sequence[Row], *, tuned: int) -> float:
-    tokens = sum(len(row) for row in rows)
-    depth = len(layer_shapes(network))
-    kept = body_work(network, tokens, tuned=0, rank=0, run=depth)
-    return kept - body_work(network, tokens, tuned=0, rank=0, run=tuned)
+    return _below(network, sum(len(row) for row in rows), tuned)
 
 
 def peer_work(network: Any, rows: Sequence[Row], *, tuned: int, rank: int) -> float:
@@ -92,6 +92,38 @@ def peer_work(network: Any, rows: Sequence[Row], *, tuned: int, rank: int) -> fl
     return body_work(network, fed, tuned=tuned, rank=rank, run=depth) + head_work(
         network, tokens, 3
     )
+
+
+def ours_scoring_work(network: Any, rows: Sequence[Row]) -> float:
+    """Each batch's distinct tokens; in the last layer and the projection those that are read."""
+    batches = [collate([rows[i] for i in chosen]) for chosen in batches_by_length(rows)]
+    tokens = sum(len(batch.place) for batch in batches)
+    reads = sum(len(batch.spots) for batch in batches)
+    last = body_work(network, reads, tuned=0, rank=0, run=1)
+    return last + _below(network, tokens, 1) + head_work(network, reads, 1)
+
+
+def peer_scoring_work(network: Any, texts: Sequence[Sequence[int]]) -> float:
+    """Every token of every text, through all layers and the projection."""
+    tokens = sum(map(len, texts))
+    depth = len(layer_shapes(network))
+    return body_work(network, tokens, tuned=0, rank=0, run=depth) + head_work(network, tokens, 1)
+
+
+def _below(network: Any, tokens: int, layers: int) -> float:
+    """Return the operations of all but the top layers, forward alone."""
+    whole = body_work(network, tokens, tuned=0, rank=0, run=len(layer_shapes(network)))
+    return whole - body_work(network, tokens, tuned=0, rank=0, run=layers)
+
+
+def reached(work: float, taken: Sequence[float], machine: Sequence[float]) -> dict[str, Any]:
+    """Return an arm's work, its rate, and the share of the machine's rate in the same turn."""
+    rates = [work / s for s in taken]
+    return {
+        "gflop": work / 1e9,
+        "gflops": statistics.median(rates) / 1e9,
+        "share": spread([rate / most for rate, most in zip(rates, machine, strict=True)]),
+    }
 
 
 def products(network: Any, tokens: int) -> tuple[float, dict[str, Callable[[], None]]]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,9 @@ from bench.compare import (
     spread,
     take_turns,
 )
+from bench.roofline import ours_scoring_work, peer_scoring_work, products, reached
 from lessonplan.data import load_questions, sample
+from lessonplan.models.batch import SCORING_BATCH
 from lessonplan.models.engine import Engine
 from lessonplan.models.loading import load, load_tokenizer, resolve
 from lessonplan.models.rows import Form, Row, question_texts, token_rows
@@ -65,6 +68,10 @@ class Peer:
         pairs = [(text.prompt, f" {c}") for text in texts for c in text.continuations]
         self.requests = [(pair, *self.harness._encode_pair(*pair)) for pair in pairs]
 
+    def texts(self) -> list[tuple[int, ...]]:
+        """Return the token rows that it feeds, each once: options of one token share theirs."""
+        return list({(*prompt, *ending)[:-1] for _, prompt, ending in self.requests})
+
     def run(self, questions: int | None = None) -> Sums:
         """Return the log-likelihood of each option of all questions, or of the first few."""
         options = self.options[:questions]
@@ -90,16 +97,36 @@ def prepare(form: Form, n: int, threads: int) -> tuple[Any, list[Any], list[Row]
     return tokenizer, texts, token_rows(tokenizer, texts, max_tokens=MAX_TOKENS)
 
 
-def compare(form: Form, n: int, alternations: int, threads: int) -> dict[str, Any]:
+def compare(
+    form: Form, n: int, alternations: int, threads: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what scoring takes, and its roofline."""
     tokenizer, texts, rows = prepare(form, n, threads)
     ours, peer = Ours(rows), Peer(tokenizer, texts)
     tried = peer.take_best_batch_size()
     agreed = agree(ours.run(), peer.run())
     print(f"  sums differ by {agreed['largest_difference']:.1e}", file=sys.stderr, flush=True)
-    taken = take_turns(
-        {"ours": lambda: seconds(ours.run), "peer": lambda: seconds(peer.run)}, alternations
-    )
-    return {
+    network = ours.engine.network
+    work = {
+        "ours": ours_scoring_work(network, rows),
+        "peer": peer_scoring_work(network, peer.texts()),
+    }
+    tokens = round(sum(map(len, rows)) / math.ceil(n / SCORING_BATCH))
+    ideal, ways = products(network, tokens)
+    for way in ways.values():
+        way()
+    arms: dict[str, Callable[[], float]] = {
+        name: lambda way=way: seconds(way) for name, way in ways.items()
+    }
+    arms |= {"ours": lambda: seconds(ours.run), "peer": lambda: seconds(peer.run)}
+    taken = take_turns(arms, alternations)
+    machine = [ideal / min(turn) for turn in zip(*(taken[way] for way in ways), strict=True)]
+    roof = {
+        "tokens_in_a_product": tokens,
+        "gflops_by_way": {way: spread([ideal / s / 1e9 for s in taken[way]]) for way in ways},
+        **{arm: reached(work[arm], taken[arm], machine) for arm in work},
+    }
+    result = {
         "what": f"scoring all options of a question, {form} form",
         "questions": n,
         "ours": spread(taken["ours"]) | {"unit": "s"},
@@ -113,6 +140,7 @@ def compare(form: Form, n: int, alternations: int, threads: int) -> dict[str, An
         "ratio": ratios(taken["ours"], taken["peer"]),
         "agreement": agreed,
     }
+    return result, roof
 
 
 def agree(ours: Sums, peer: Sums) -> dict[str, Any]:
@@ -133,16 +161,16 @@ def measure(
     alternations: int,
     threads: int = 2,
     names: Sequence[str] = ("score_cloze", "score_letter"),
-) -> dict[str, Any]:
-    """Return the results of scoring, by name."""
-    results = {}
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the results and the rooflines of scoring, by name."""
+    results, rooflines = {}, {}
     forms: tuple[Form, ...] = ("cloze", "letter")
     for form in forms:
         name = f"score_{form}"
         if name not in names:
             continue
         print(name, file=sys.stderr, flush=True)
-        found = compare(form, n, alternations, threads)
+        found, rooflines[name] = compare(form, n, alternations, threads)
         gc.collect()
         best = str(found["peer"]["batch_size"])
         arguments = ["--form", form, "--questions", str(n), "--threads", str(threads)]
@@ -151,7 +179,7 @@ def measure(
             for arm in ("ours", "peer")
         }
         results[name] = found | {"peak_memory_mib": memory}
-    return results
+    return results, rooflines
 
 
 def memory(arm: str, form: Form, n: int, threads: int, batch_size: int) -> float:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +39,7 @@ from bench.compare import (
     spread,
     take_turns,
 )
-from bench.roofline import lower_work, ours_work, peer_work, products
+from bench.roofline import lower_work, ours_work, peer_work, products, reached
 from lessonplan.data import load_questions, sample
 from lessonplan.models.loading import load_tokenizer, resolve
 from lessonplan.models.lora import add_adapter, remove_adapter
@@ -296,16 +295,6 @@ def against_peer(ours: Seconds, taken: dict[str, Seconds]) -> dict[str, Any]:
         "peer_compact": spread(taken["peer_compact"])
         | {"unit": "s", "name": "TRL SFTTrainer, made to project the answers alone"},
         "ratio_compact": ratios(ours, taken["peer_compact"]),
-    }
-
-
-def reached(work: float, taken: Seconds, machine: Sequence[float]) -> dict[str, Any]:
-    """Return an arm's work, its rate, and the share of the machine's rate in the same turn."""
-    rates = [work / s for s in taken]
-    return {
-        "gflop": work / 1e9,
-        "gflops": statistics.median(rates) / 1e9,
-        "share": spread([rate / most for rate, most in zip(rates, machine, strict=True)]),
     }
 
 
