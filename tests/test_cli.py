@@ -693,12 +693,22 @@ def test_lists() -> None:
 def test_help_of_every_command() -> None:
     said = run("--help")
     assert said.status == 0
-    commands = ["study", "status", "report", "compare", "plan", "order", "train", "evaluate"]
-    for command in [*commands, "strategies", "models", "datasets"]:
-        assert f"\n  {command} " in said.out
+    commands = ["study", "plan", "status", "report", "compare", "grid", "order", "label", "train"]
+    commands += ["evaluate", "strategies", "models", "datasets"]
+    listed = said.out[said.out.index("Commands:") :].splitlines()[1:]
+    assert [line.split()[0] for line in listed if line[2:3].strip()] == commands
+    for command in commands:
         help_text = run(command, "--help")
         assert help_text.status == 0
         assert help_text.out
+
+
+def test_a_bank_that_is_taken_as_a_whole_is_said_to_be(tmp_path: Path) -> None:
+    out = tmp_path / "ordered.jsonl"
+    whole = run("order", "icd10cm", "-s", "blocked", "-o", out)
+    assert "taken as a whole; --split train or --split test" in whole.err
+    part = run("order", "icd10cm", "--split", "train", "-s", "blocked", "-o", out)
+    assert (part.status, part.err) == (0, "")
 
 
 def test_help_imports_nothing_slow() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from lessonplan.cli_grid import grid
 from lessonplan.cli_label import label_app
@@ -26,6 +27,7 @@ from lessonplan.cli_options import (
     StrategyOption,
     TrustOption,
     check_out,
+    note_parts,
     read_columns_option,
     say,
 )
@@ -36,7 +38,22 @@ from lessonplan.orders import STRATEGIES
 # What a command needs beyond the orders is imported in the command: `--help` must not wait for
 # torch.
 
+COMMANDS = (
+    *("study", "plan", "status", "report", "compare", "grid"),
+    *("order", "label", "train", "evaluate"),
+    *("strategies", "models", "datasets"),
+)
+
+
+class _AsUsed(TyperGroup):
+    """Lists the commands in the order in which they are needed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(self.commands, key=COMMANDS.index)
+
+
 app = typer.Typer(
+    cls=_AsUsed,
     help="In what order should a model see its fine-tuning data, and does the order really help?",
     no_args_is_help=True,
     add_completion=False,
@@ -227,6 +244,7 @@ def order(
             write_ordered(data, out, permutation, on_rows=on_rows)
         else:
             write_table(questions.select(permutation), out)
+    note_parts(data, split)
     say(f"{len(permutation)} rows in {strategy} order: {out}")
     if trainer is not None:
         say(trainer_settings(trainer, out, first_rows(out, 1), epochs))
@@ -263,6 +281,7 @@ def train(
     questions = load_questions(
         data, split=split, columns=read_columns_option(column), bad_rows=bad_rows
     )
+    note_parts(data, split)
     from lessonplan.training.train import train as train_model
     from lessonplan.training.tune import TuningError
 
@@ -318,6 +337,7 @@ def evaluate(
     questions = load_questions(
         data, split=split, columns=read_columns_option(column), bad_rows=bad_rows
     )
+    note_parts(data, split)
     table = evaluate_model(
         questions,
         model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,6 +68,17 @@ def check_out(out: Path) -> None:
 
     if table_format(out) is None:
         raise InputError(f"{out}: the name must end in one of {', '.join(EXTENSIONS)}.")
+
+
+def note_parts(data: str, split: str | None) -> None:
+    """Say that a built-in bank is taken with its test questions, where no split is named."""
+    from lessonplan.data.questions import BANKS
+
+    if split is None and data in BANKS and not Path(data).exists():
+        print(
+            f"note: {data} is taken as a whole; --split train or --split test takes one part.",
+            file=sys.stderr,
+        )
 
 
 def say(text: str) -> None:

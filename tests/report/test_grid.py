@@ -196,6 +196,10 @@ def test_efficiency_and_forgetting_in_a_report(record, outcome):
     text = progress_section(whole, analysis, {})
     for words in ("How fast it learns", "un-annealed", "What is forgotten", "5% of the run"):
         assert words in text
+    assert "says nothing about orders" not in text
+    low = replace(analysis, results=[replace(r, at_floor=True) for r in analysis.results])
+    cautioned = progress_section(whole, low, {})
+    assert cautioned.count(f"about orders where {made.place} is at the floor.") == 2
     assert efficiency_sentences(analysis.efficiency)[0].endswith(").")
     assert "long ago" in forgetting_sentences(analysis.forgetting)[0]
     for width in (WIDE, NARROW):

@@ -14,6 +14,8 @@ from scipy import stats
 
 from lessonplan.errors import InputError
 from lessonplan.evaluation.outcomes import Outcome, Record
+from lessonplan.report.grid_section import grid_sentences
+from lessonplan.report.grid_tables import grid_tables
 from lessonplan.statistics import analyse, grid, mean_interval
 from lessonplan.statistics.cells import BINOMIAL, SPREAD, expected_largest
 from lessonplan.statistics.family import difference
@@ -149,6 +151,29 @@ def long_table(seed=0, models="abc", sets="xyz", strategies=("random", "s", "t")
         [(m, e, s, rng.uniform(0.4, 0.6)) for m in models for e in sets for s in strategies],
         columns=["model", "evaluation", "strategy", "accuracy"],
     )
+
+
+@pytest.mark.parametrize("named", ["both", "model", "evaluation"])
+def test_a_single_column_has_its_best_order_beside_luck(named):
+    table = long_table(models="a", sets="x", strategies=("random", "s", "t", "u"))
+    if named != "both":
+        table = table.drop(columns={"model": "evaluation", "evaluation": "model"}[named])
+    facts = {} if named == "model" else {"questions": {"x": 400}, "runs": 2}
+    found = grid(table, **facts)
+    (column,) = found.columns
+    assert not found.means
+    scores = table.set_index("strategy")["accuracy"]
+    (best,) = column.best
+    gain = scores.drop("random").max() - scores["random"]
+    assert best.gain == pytest.approx(gain)
+    luck = {}
+    if facts:
+        p = scores["random"]
+        luck = {BINOMIAL: pytest.approx(expected_largest(3) * np.sqrt(p * (1 - p) / 400 / 2))}
+    assert best.luck == luck
+    (sentence,) = grid_sentences(found)
+    assert f"The best of 3 orders gains {100 * gain:+.2f}".replace("-", "−") in sentence
+    assert [t.name for t in grid_tables(found)][-1] == "grid_best"
 
 
 def test_cells_are_averaged_as_pandas_does():

@@ -1,8 +1,8 @@
 """Matrix products with frozen weights, by the faster of the two libraries that torch has on CPUs.
 
-torch gives float32 products to MKL, which is about half as fast as oneDNN on AMD processors and no
-faster on Intel's (`python -m bench` times both). The choice follows from device and type alone, so
-the same study takes the same kernels every time.
+torch gives float32 products to MKL, which is a tenth to a half slower than oneDNN on AMD processors
+and no faster on Intel's (`python -m bench` times both). The choice follows from device and type
+alone, so the same study takes the same kernels every time.
 """
 
 from __future__ import annotations

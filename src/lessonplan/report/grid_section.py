@@ -26,13 +26,15 @@ def grid_sentences(grid: Grid) -> list[str]:
         kept, every = grid.of(by), grid.of(by, blocked=True)
         for setting in grid.settings:
             average = average_best(kept, setting.name)
-            if average is None or average.columns < 2:
+            alone = average is not None and average.columns < 2
+            if average is None or (alone and len(grid.columns) > 1):
                 continue
             k = max(b.k for c in kept for b in c.best if b.setting == setting.name)
             gained = exact(average.gain, grid.metric, sign=True) + unit(grid.metric)
             told = (
-                f"The best of {k} orders gains {gained} on average over {average.columns} "
-                f"{KINDS[by]}s" + (f" with {setting.name}" if setting.name else "")
+                f"The best of {k} orders gains {gained}"
+                + ("" if alone else f" on average over {average.columns} {KINDS[by]}s")
+                + (f" with {setting.name}" if setting.name else "")
             )
             whole = average_best(every, setting.name)
             if whole is not None and whole.columns > average.columns:

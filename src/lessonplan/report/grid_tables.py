@@ -204,7 +204,7 @@ def wins_table(grid: Grid) -> Table | None:
     parts["models and sets"] = margins
     if len(every) > len(margins):
         parts["with those left out"] = every
-    if not margins:
+    if not margins or sum(len(c.best) for c in every) < 2:
         return None
     counted = {name: {w.strategy: w for w in count_wins(cs)} for name, cs in parts.items()}
     strategies = list(dict.fromkeys(strategy for own in counted.values() for strategy in own))

@@ -32,10 +32,19 @@ def progress_section(record: Record, analysis: Analysis, pictures: Pictures) -> 
     """
     efficiency = efficiency_table(analysis.efficiency)
     recalls = forgetting_table(analysis.forgetting)
+    blocked = [
+        f"{r.outcome.place or 'the model'} is at the {r.blocked}"
+        for r in analysis.results
+        if r.blocked
+    ]
+    caution = ""
+    if blocked:
+        caution = f"<p>{escape(f'This says nothing about orders where {listing(blocked)}.')}</p>"
     parts = []
     if efficiency is not None:
         parts += [
             "<h2>How fast it learns</h2>",
+            caution,
             f"<p>{escape(' '.join(efficiency_sentences(analysis.efficiency)))}</p>",
             f"<p>{escape(unannealed(record.recipe))}</p>",
             figure(
@@ -53,6 +62,7 @@ def progress_section(record: Record, analysis: Analysis, pictures: Pictures) -> 
         near, far = (f"{edge:.0%}" for edge in EDGES)
         parts += [
             "<h2>What is forgotten</h2>",
+            caution,
             f"<p>{escape(' '.join(forgetting_sentences(analysis.forgetting)))}</p>",
             "<p>Descriptive. Each answer at a checkpoint, and at the end, is set beside the "
             "baseline's answer to the same question at the same point of the run. A category was "

@@ -120,7 +120,7 @@ class _Cells:
     runs: int | None
 
     def columns(self, by: str) -> tuple[list[Column], Column | None]:
-        """Return the columns of a kind and their mean; none where there is a single one."""
+        """Return the columns of a kind and their mean; a single one only where it is everything."""
         parts: dict[str, list[Place]] = {}
         for model, evaluation in self.scores:
             both = place_of(model, evaluation) if model and evaluation else ""
@@ -128,7 +128,11 @@ class _Cells:
             if name:
                 parts.setdefault(name, []).append((model, evaluation))
         axes = [len({place[axis] for place in self.scores}) for axis in (0, 1)]
-        if len(parts) < 2 or (by == CELL and 1 in axes):
+        if len(self.scores) == 1:
+            shown = by == (MODEL if next(iter(self.scores))[0] else EVALUATION)
+        else:
+            shown = len(parts) > 1 and not (by == CELL and 1 in axes)
+        if not shown:
             return [], None
         used = {n: [p for p in own if not self.at_floor(p)] for n, own in parts.items()}
         kept = [own for own in used.values() if own]
