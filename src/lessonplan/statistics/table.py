@@ -230,6 +230,15 @@ def _outcome(
 
 
 def read_table(table: Any) -> tuple[dict[str, list[Any]], str]:
+    """Return a table's columns by name, and what messages call it.
+
+    Args:
+        table: path of a CSV, JSONL or Parquet file, a sequence of such paths (their rows end to
+            end), a PyArrow table, a pandas DataFrame, or a mapping of columns.
+
+    Raises:
+        InputError: none of these, a file that cannot be read, columns of unequal length.
+    """
     if isinstance(table, (str, PathLike)):
         return _read_file(Path(table)), str(table)
     if isinstance(table, Mapping):
@@ -300,6 +309,7 @@ def _read_file(path: Path) -> dict[str, list[Any]]:
 
 
 def require(columns: Mapping[str, Any], name: str, where: str) -> None:
+    """Raise an InputError unless there is a column of that name."""
     if name not in columns:
         raise InputError(
             f"{where}: no column {name!r}; the columns are {', '.join(columns)}."
@@ -308,6 +318,7 @@ def require(columns: Mapping[str, Any], name: str, where: str) -> None:
 
 
 def text_column(column: list[Any], name: str, where: str) -> list[str]:
+    """Return a column as strings; an empty cell is an InputError that names its row."""
     for row, value in enumerate(column, start=1):
         if value is None or value != value or value == "":
             raise InputError(f"{where}, row {row}: column {name!r} is empty.")
