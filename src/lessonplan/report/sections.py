@@ -212,7 +212,7 @@ def _luck(result: Result) -> str:
         parts.append(
             "The smallest gain that this study could have seen, with a power of 80% at the level "
             f"of the first step of Holm's correction, is about {amount(result.smallest, metric)}: "
-            "that of a typical order. The table has each order's own."
+            "that of a typical order; gains.md has each order's own."
         )
     return " ".join(parts)
 
