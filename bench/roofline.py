@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.compare import spread
+from bench.compare import Seconds, seconds, spread
 from lessonplan.models.batch import batches_by_length, collate
 from lessonplan.models.rows import Row
 
@@ -116,7 +116,35 @@ def _below(network: Any, tokens: int, layers: int) -> float:
     return whole - body_work(network, tokens, tuned=0, rank=0, run=layers)
 
 
-def reached(work: float, taken: Sequence[float], machine: Sequence[float]) -> dict[str, Any]:
+class Roof:
+    """The rate of the bare products, timed in turns with the arms whose share of it is asked for.
+
+    Attributes:
+        arms: seconds of the products, by way.
+    """
+
+    def __init__(self, network: Any, tokens: int) -> None:
+        self.tokens = tokens
+        self.work, ways = products(network, tokens)
+        for way in ways.values():
+            way()  # once before it is timed
+        self.arms: dict[str, Callable[[], float]] = {
+            name: lambda way=way: seconds(way) for name, way in ways.items()
+        }
+
+    def figures(self, work: dict[str, float], taken: dict[str, Seconds]) -> dict[str, Any]:
+        """Return the products' rates, and what each arm of `work` reaches of the fastest."""
+        by_way = [taken[way] for way in self.arms]
+        machine = [self.work / min(turn) for turn in zip(*by_way, strict=True)]
+        rates = {way: spread([self.work / s / 1e9 for s in taken[way]]) for way in self.arms}
+        return {
+            "tokens_in_a_product": self.tokens,
+            "gflops_by_way": rates,
+            **{arm: _reached(of_arm, taken[arm], machine) for arm, of_arm in work.items()},
+        }
+
+
+def _reached(work: float, taken: Seconds, machine: Sequence[float]) -> dict[str, Any]:
     """Return an arm's work, its rate, and the share of the machine's rate in the same turn."""
     rates = [work / s for s in taken]
     return {

@@ -11,7 +11,7 @@ import argparse
 import gc
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from bench.compare import (
     spread,
     take_turns,
 )
-from bench.roofline import ours_scoring_work, peer_scoring_work, products, reached
+from bench.roofline import Roof, ours_scoring_work, peer_scoring_work
 from lessonplan.data import load_questions, sample
 from lessonplan.models.batch import SCORING_BATCH
 from lessonplan.models.engine import Engine
@@ -112,20 +112,9 @@ def compare(
         "peer": peer_scoring_work(network, peer.texts()),
     }
     tokens = round(sum(map(len, rows)) / math.ceil(n / SCORING_BATCH))
-    ideal, ways = products(network, tokens)
-    for way in ways.values():
-        way()
-    arms: dict[str, Callable[[], float]] = {
-        name: lambda way=way: seconds(way) for name, way in ways.items()
-    }
-    arms |= {"ours": lambda: seconds(ours.run), "peer": lambda: seconds(peer.run)}
-    taken = take_turns(arms, alternations)
-    machine = [ideal / min(turn) for turn in zip(*(taken[way] for way in ways), strict=True)]
-    roof = {
-        "tokens_in_a_product": tokens,
-        "gflops_by_way": {way: spread([ideal / s / 1e9 for s in taken[way]]) for way in ways},
-        **{arm: reached(work[arm], taken[arm], machine) for arm in work},
-    }
+    roof = Roof(network, tokens)
+    arms = {"ours": lambda: seconds(ours.run), "peer": lambda: seconds(peer.run)}
+    taken = take_turns(roof.arms | arms, alternations)
     result = {
         "what": f"scoring all options of a question, {form} form",
         "questions": n,
@@ -140,7 +129,7 @@ def compare(
         "ratio": ratios(taken["ours"], taken["peer"]),
         "agreement": agreed,
     }
-    return result, roof
+    return result, roof.figures(work, taken)
 
 
 def agree(ours: Sums, peer: Sums) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from bench.compare import (
     spread,
     take_turns,
 )
-from bench.roofline import lower_work, ours_work, peer_work, products, reached
+from bench.roofline import Roof, lower_work, ours_work, peer_work
 from lessonplan.data import load_questions, sample
 from lessonplan.models.loading import load_tokenizer, resolve
 from lessonplan.models.lora import add_adapter, remove_adapter
@@ -228,11 +228,9 @@ def compare(
             return peer.run(order)
 
     mean_tokens = round(recipe.batch_size * sum(map(len, rows)) / n)
-    ideal, ways = products(ours.model.network, mean_tokens)
-    for way in ways.values():
-        way()
+    roof = Roof(ours.model.network, mean_tokens)
     arms: dict[str, Callable[[], float]] = {
-        **{name: lambda way=way: seconds(way) for name, way in ways.items()},
+        **roof.arms,
         "lower": lambda: seconds(ours.lower),
         "ours": lambda: seconds(lambda: ours.run(order)),
         "peer": lambda: peer.run(order),
@@ -245,22 +243,21 @@ def compare(
     network, rank = ours.model.network, recipe.adapter.rank
     depth = len(network.base_model.layers)
     tuned = depth if layers == "all" else int(layers)
-    machine = [ideal / min(turn) for turn in zip(*(taken[way] for way in ways), strict=True)]
-    roof = {
-        "tokens_in_a_product": mean_tokens,
-        "gflops_by_way": {way: spread([ideal / s / 1e9 for s in taken[way]]) for way in ways},
-        "ours": reached(ours_work(network, rows, tuned=tuned, rank=rank), taken["ours"], machine),
-        "peer": reached(peer_work(network, rows, tuned=tuned, rank=rank), taken["peer"], machine),
+    work = {
+        "ours": ours_work(network, rows, tuned=tuned, rank=rank),
+        "peer": peer_work(network, rows, tuned=tuned, rank=rank),
     }
+    if layers != "all":
+        work["lower"] = lower_work(network, rows, tuned=tuned)
+    roofline = roof.figures(work, taken)
     about = {
         "what": f"LoRA on {'all' if layers == 'all' else f'the top {layers} of'} {depth} layers",
         "questions": n,
         "agreement": agreed | {"largest_difference_peer_compact": compact_off},
     }
     if layers == "all":
-        return {"tune_all": about | against_peer(taken["ours"], taken)}, {"tune_all": roof}
+        return {"tune_all": about | against_peer(taken["ours"], taken)}, {"tune_all": roofline}
 
-    roof["lower"] = reached(lower_work(network, rows, tuned=tuned), taken["lower"], machine)
     pairs = list(zip(taken["lower"], taken["ours"], strict=True))
     single = [compiling + lower + run for lower, run in pairs]
     study = [(compiling + lower + STUDY * run) / STUDY for lower, run in pairs]
@@ -284,7 +281,7 @@ def compare(
         | shared
         | against_peer(single, taken),
     }
-    return results, {"tune_top": roof}
+    return results, {"tune_top": roofline}
 
 
 def against_peer(ours: Seconds, taken: dict[str, Seconds]) -> dict[str, Any]:

@@ -437,13 +437,13 @@ def _sorted(rows: Indices, keys: Keys) -> Indices:
 
 def _argsorted(digits: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Return the stable argsort of wide integers, ``[n]``."""
-    position_bits = np.uint64((len(digits) - 1).bit_length())
-    following = np.uint64(max(0, int(digits.max()).bit_length() + int(position_bits) - 64))
+    position_bits = (len(digits) - 1).bit_length()
+    following = max(0, int(digits.max()).bit_length() + position_bits - 64)
     joined = digits >> following
     joined <<= position_bits
     joined |= np.arange(len(digits), dtype=np.uint64)
     joined.sort()
-    places = (joined & np.uint64((1 << int(position_bits)) - 1)).view(np.int64)
+    places = (joined & ((1 << position_bits) - 1)).view(np.int64)
     if following == 0:
         return places
     # Neighbours that are the same so far may stand the other way round by the bits that follow.
@@ -452,7 +452,7 @@ def _argsorted(digits: NDArray[np.uint64]) -> NDArray[np.int64]:
     np.equal(joined[1:], joined[:-1], out=alike[1:-1])
     spots = np.flatnonzero(alike[1:] | alike[:-1])
     again, apart = places[spots], ~alike[spots]
-    rest = digits[again] & np.uint64((1 << int(following)) - 1)
+    rest = digits[again] & np.uint64((1 << following) - 1)
     if ((rest[1:] < rest[:-1]) & ~apart[1:]).any():
         rest |= np.cumsum(apart).astype(np.uint64) << following
         places[spots] = again[_argsorted(rest)]

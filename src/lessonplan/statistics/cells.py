@@ -333,7 +333,7 @@ def _read(
         if key in found.setdefault(place, {}):
             raise InputError(
                 f"{where}, row {row + 1}: {' '.join(k for k in key if k)} stands there twice for "
-                f"{' on '.join(p for p in place if p)}."
+                f"{place_of(*place)}."
             )
         found[place][key] = number
     scale = 100 if any(v > 1 for rows in found.values() for v in rows.values()) else 1
