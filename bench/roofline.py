@@ -13,11 +13,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.compare import Seconds, seconds, spread
-from lessonplan.models.batch import batches_by_length, collate
+from lessonplan.models.batch import Batch, batches_by_length, collate
+from lessonplan.models.products import ONEDNN, times
 from lessonplan.models.rows import Row
+
+Product = Callable[[Tensor, Tensor], Tensor]
 
 
 def layer_shapes(network: Any) -> list[dict[str, tuple[int, int]]]:
@@ -51,8 +54,9 @@ def body_work(network: Any, tokens: int, *, tuned: int, rank: int, run: int) -> 
             back = from_top < tuned or (
                 from_top == tuned and name not in ("q_proj", "k_proj", "v_proj")
             )
-            if from_top <= run:
-                total += inputs * outputs * (1 + back)
+            if from_top > run:
+                continue
+            total += inputs * outputs * (1 + back)
             if from_top <= tuned:
                 # A x and B (A x); the gradients of A, of B, of A x; and, where needed, of x.
                 total += rank * ((inputs + outputs) + (inputs + 2 * outputs) + back * inputs)
@@ -65,20 +69,32 @@ def head_work(network: Any, places: int, products: int) -> float:
     return 2.0 * places * head.in_features * head.out_features * products
 
 
-def ours_work(network: Any, rows: Sequence[Row], *, tuned: int, rank: int) -> float:
-    """Tuned layers alone, and the projection where an answer's token is predicted, there and back.
+def ours_work(network: Any, batches: Sequence[Batch], *, tuned: int, rank: int) -> float:
+    """Each batch's distinct tokens through the tuned layers alone, there and back.
 
-    The layers below the tuned ones are `lower_work`.
+    In the last layer and the projection only those that are read; the layers below the tuned ones
+    are `lower_work`.
     """
-    tokens = sum(len(row) for row in rows)
-    reads = sum(len(row.read) for row in rows)
-    return body_work(network, tokens, tuned=tuned, rank=rank, run=tuned) + head_work(
-        network, reads, 2
-    )
+    tokens, reads = fed(batches), sum(len(batch.spots) for batch in batches)
+
+    def body(tokens: int, run: int) -> float:
+        return body_work(network, tokens, tuned=tuned, rank=rank, run=run)
+
+    return body(tokens, tuned) - body(tokens, 1) + body(reads, 1) + head_work(network, reads, 2)
+
+
+def fed(batches: Sequence[Batch]) -> int:
+    """Return how many tokens are fed: what all rows of a batch begin with counts once."""
+    return sum(len(batch.place) for batch in batches)
+
+
+def by_length(rows: Sequence[Row]) -> list[Batch]:
+    """Return the batches in which rows are scored, and their lower layers computed."""
+    return [collate([rows[i] for i in chosen]) for chosen in batches_by_length(rows)]
 
 
 def lower_work(network: Any, rows: Sequence[Row], *, tuned: int) -> float:
-    return _below(network, sum(len(row) for row in rows), tuned)
+    return _below(network, fed(by_length(rows)), tuned)
 
 
 def peer_work(network: Any, rows: Sequence[Row], *, tuned: int, rank: int) -> float:
@@ -96,11 +112,10 @@ def peer_work(network: Any, rows: Sequence[Row], *, tuned: int, rank: int) -> fl
 
 def ours_scoring_work(network: Any, rows: Sequence[Row]) -> float:
     """Each batch's distinct tokens; in the last layer and the projection those that are read."""
-    batches = [collate([rows[i] for i in chosen]) for chosen in batches_by_length(rows)]
-    tokens = sum(len(batch.place) for batch in batches)
+    batches = by_length(rows)
     reads = sum(len(batch.spots) for batch in batches)
     last = body_work(network, reads, tuned=0, rank=0, run=1)
-    return last + _below(network, tokens, 1) + head_work(network, reads, 1)
+    return last + _below(network, fed(batches), 1) + head_work(network, reads, 1)
 
 
 def peer_scoring_work(network: Any, texts: Sequence[Sequence[int]]) -> float:
@@ -123,9 +138,9 @@ class Roof:
         arms: seconds of the products, by way.
     """
 
-    def __init__(self, network: Any, tokens: int) -> None:
+    def __init__(self, network: Any, tokens: int, *, back: bool) -> None:
         self.tokens = tokens
-        self.work, ways = products(network, tokens)
+        self.work, ways = products(network, tokens, back=back)
         for way in ways.values():
             way()  # once before it is timed
         self.arms: dict[str, Callable[[], float]] = {
@@ -154,12 +169,14 @@ def _reached(work: float, taken: Seconds, machine: Sequence[float]) -> dict[str,
     }
 
 
-def products(network: Any, tokens: int) -> tuple[float, dict[str, Callable[[], None]]]:
+def products(
+    network: Any, tokens: int, *, back: bool
+) -> tuple[float, dict[str, Callable[[], None]]]:
     """Return the operations of the decoder's frozen products, and ways to compute them.
 
-    Forward and back to the inputs, and nothing else. All layers are gone through, as in a step, so
-    their weights come from memory. The machine's rate is that of the fastest way: on some CPUs the
-    library behind `torch.mm` leaves half of it unused.
+    Forward and, if asked for, back to the inputs, and nothing else. All layers are gone through, as
+    in a step, so their weights come from memory. The machine's rate is that of the fastest way:
+    which library leaves the least of it unused depends on the CPU and the direction.
     """
     weights = [
         module.weight.detach()
@@ -169,22 +186,24 @@ def products(network: Any, tokens: int) -> tuple[float, dict[str, Callable[[], N
     ]
     batch = {size: torch.randn(tokens, size) for weight in weights for size in weight.shape}
 
-    @torch.no_grad()
-    def with_mm() -> None:
-        for weight in weights:
-            outputs, inputs = weight.shape
-            torch.mm(batch[inputs], weight.t())
-            torch.mm(batch[outputs], weight)
+    def by(forward: Product, backward: Product) -> Callable[[], None]:
+        @torch.no_grad()
+        def all_layers() -> None:
+            for weight in weights:
+                outputs, inputs = weight.shape
+                forward(batch[inputs], weight.t())
+                if back:
+                    backward(batch[outputs], weight)
 
-    @torch.no_grad()
-    def with_onednn() -> None:
-        linear = torch.ops.mkldnn._linear_pointwise
-        for weight in weights:
-            outputs, inputs = weight.shape
-            linear(batch[inputs], weight, None, "none", [], "")
-            linear(batch[outputs], weight.t(), None, "none", [], "")
+        return all_layers
 
-    ways = {"torch.mm": with_mm}
-    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        ways["oneDNN"] = with_onednn
-    return 4.0 * tokens * sum(weight.numel() for weight in weights), ways
+    def onednn(x: Tensor, y: Tensor) -> Tensor:
+        return times(x, y.t())
+
+    ways = {"torch.mm": by(torch.mm, torch.mm)}
+    if ONEDNN:
+        ways["oneDNN"] = by(onednn, onednn)
+        if back:
+            ways["oneDNN forward and torch.mm back"] = by(onednn, torch.mm)
+    operations = 2.0 * tokens * sum(weight.numel() for weight in weights)
+    return operations * (1 + back), ways

@@ -28,7 +28,7 @@ from bench.compare import (
     spread,
     take_turns,
 )
-from bench.roofline import Roof, ours_scoring_work, peer_scoring_work
+from bench.roofline import Roof, by_length, fed, ours_scoring_work, peer_scoring_work
 from lessonplan.data import load_questions, sample
 from lessonplan.models.batch import SCORING_BATCH
 from lessonplan.models.engine import Engine
@@ -111,8 +111,8 @@ def compare(
         "ours": ours_scoring_work(network, rows),
         "peer": peer_scoring_work(network, peer.texts()),
     }
-    tokens = round(sum(map(len, rows)) / math.ceil(n / SCORING_BATCH))
-    roof = Roof(network, tokens)
+    tokens = round(fed(by_length(rows)) / math.ceil(n / SCORING_BATCH))
+    roof = Roof(network, tokens, back=False)
     arms = {"ours": lambda: seconds(ours.run), "peer": lambda: seconds(peer.run)}
     taken = take_turns(roof.arms | arms, alternations)
     result = {

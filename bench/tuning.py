@@ -39,8 +39,9 @@ from bench.compare import (
     spread,
     take_turns,
 )
-from bench.roofline import Roof, lower_work, ours_work, peer_work
+from bench.roofline import Roof, fed, lower_work, ours_work, peer_work
 from lessonplan.data import load_questions, sample
+from lessonplan.models.batch import collate
 from lessonplan.models.loading import load_tokenizer, resolve
 from lessonplan.models.lora import add_adapter, remove_adapter
 from lessonplan.models.rows import Row, question_texts, token_rows
@@ -227,8 +228,9 @@ def compare(
         with projecting_answers_alone():
             return peer.run(order)
 
-    mean_tokens = round(recipe.batch_size * sum(map(len, rows)) / n)
-    roof = Roof(ours.model.network, mean_tokens)
+    steps = [order[first : first + recipe.batch_size] for first in range(0, n, recipe.batch_size)]
+    batches = [collate([rows[i] for i in step]) for step in steps]
+    roof = Roof(ours.model.network, round(fed(batches) / len(batches)), back=True)
     arms: dict[str, Callable[[], float]] = {
         **roof.arms,
         "lower": lambda: seconds(ours.lower),
@@ -244,7 +246,7 @@ def compare(
     depth = len(network.base_model.layers)
     tuned = depth if layers == "all" else int(layers)
     work = {
-        "ours": ours_work(network, rows, tuned=tuned, rank=rank),
+        "ours": ours_work(network, batches, tuned=tuned, rank=rank),
         "peer": peer_work(network, rows, tuned=tuned, rank=rank),
     }
     if layers != "all":

@@ -1,8 +1,10 @@
 """Matrix products with frozen weights, by the faster of the two libraries that torch has on CPUs.
 
-torch gives float32 products to MKL, which is a tenth to a half slower than oneDNN on AMD processors
-and no faster on Intel's (`python -m bench` times both). The choice follows from device and type
-alone, so the same study takes the same kernels every time.
+torch gives float32 products to MKL. On AMD processors oneDNN is a tenth to a half faster, and on
+Intel's no slower (`python -m bench` times both), with two exceptions: without AVX-512 it takes up
+to twice as long for ``gradient @ weight``, and a call of it takes longer than a product of small
+rank. The choice follows from device, type and kind of processor alone, so the same study takes the
+same kernels every time.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 ONEDNN: bool = (
     platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 )
+ONEDNN_BACK: bool = ONEDNN and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def takes_onednn(*tensors: Tensor | None) -> bool:
@@ -31,6 +34,11 @@ def times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     # The overload by its name: looking it up takes as long as a small product.
     out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     return out
+
+
+def times_back(gradient: Tensor, weight: Tensor) -> Tensor:
+    """Return ``gradient @ weight``, outside of autograd: the way back through `times`."""
+    return times(gradient, weight.t()) if ONEDNN_BACK else gradient @ weight
 
 
 class FrozenLinear(nn.Linear):
@@ -59,7 +67,7 @@ class _Frozen(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
-        return times(gradients[0], weight.t()), None, None
+        return times_back(gradients[0], weight), None, None
 
 
 _frozen: Callable[[Tensor, Tensor, Tensor | None], Tensor] = _Frozen.apply
@@ -75,7 +83,7 @@ class _LowRank(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, s: float
     ) -> Tensor:
-        low = times(x, a)
+        low = x @ a.t()
         ctx.save_for_backward(x, weight, a, b, low)
         ctx.scaling = s
         return times(x, weight, bias).addmm_(low, b.t(), alpha=s)
@@ -84,10 +92,10 @@ class _LowRank(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b, low = ctx.saved_tensors
         (out,) = gradients
-        of_low = times(out, b.t()).mul_(ctx.scaling)
-        of_b = times(low.t(), out.t()).mul_(ctx.scaling).t()
+        of_low = (out @ b).mul_(ctx.scaling)
+        of_b = (out.t() @ low).mul_(ctx.scaling)
         of_a = of_low.t() @ x
-        of_x = times(out, weight.t()).addmm_(of_low, a) if ctx.needs_input_grad[0] else None
+        of_x = times_back(out, weight).addmm_(of_low, a) if ctx.needs_input_grad[0] else None
         return of_x, None, None, of_a, of_b, None
 
 
