@@ -324,7 +324,7 @@ def _understand(
 
     identifiers = [str(i) for i in range(n)]
     if "id" in mapping:
-        identifiers = [_text(v) for v in found[mapping["id"]]]
+        identifiers = [tables.cell_text(v) for v in found[mapping["id"]]]
     _mark_repeats(faults, unlabelled, identifiers, texts, options)
     good = [i for i in range(n) if i not in faults and i not in unlabelled]
     dropped, notes = _account(raw, faults, unlabelled, bad_rows)
@@ -340,7 +340,7 @@ def _understand(
             "question": [texts[i] for i in good],
             "options": [options[i] for i in good],
             "answer": [answers[i] for i in good],
-            "category": [_text(category[i]) or None for i in good],
+            "category": [tables.cell_text(category[i]) or None for i in good],
             "difficulty": [difficulty[i] for i in good],
         },
         features=question_features(),
@@ -372,7 +372,7 @@ def _multiple_choice(
     found = raw.table.columns
     n = tables.row_count(found)
     faults: dict[int, str] = {}  # row -> the first thing wrong with it
-    texts = [_text(v) for v in found[mapping["question"]]]
+    texts = [tables.cell_text(v) for v in found[mapping["question"]]]
     options, keys = _options(found, mapping["options"], n)
     if isinstance(mapping["options"], str) and not any(options):
         raise InputError(
@@ -473,15 +473,6 @@ def _mapping(
     return mapping
 
 
-def _text(value: Any) -> str:
-    """Return a cell as text: without outer white space, empty where it is missing."""
-    if tables.is_missing(value):
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))  # whole numbers turn to floats in a column with gaps
-    return str(value).strip()
-
-
 def _options(
     found: dict[str, list[Any]], columns: str | Sequence[str], n: int
 ) -> tuple[list[list[Any]], list[list[str]]]:
@@ -504,10 +495,10 @@ def _options(
         if isinstance(cell, (list, tuple, np.ndarray)):
             pairs = list(zip_longest(LETTERS[: len(cell)], cell, fillvalue=""))
             if pairs and all(isinstance(entry, dict) for entry in cell):
-                pairs = [(_text(e.get("key")), e.get("value")) for e in cell]
+                pairs = [(tables.cell_text(e.get("key")), e.get("value")) for e in cell]
         elif isinstance(cell, dict):
             # Arrow gives every row the keys of all rows, with None for those it lacks.
-            pairs = [(_text(k), v) for k, v in cell.items() if v is not None]
+            pairs = [(tables.cell_text(k), v) for k, v in cell.items() if v is not None]
             pairs.sort(key=itemgetter(0))
         else:
             pairs = []
@@ -517,7 +508,7 @@ def _options(
 
 
 def _option(value: Any) -> str | None:
-    return None if isinstance(value, tables.NESTED) else _text(value)
+    return None if isinstance(value, tables.NESTED) else tables.cell_text(value)
 
 
 def _options_fault(options: list[Any], keys: list[str]) -> str | None:
@@ -627,7 +618,7 @@ def _difficulty(
         return [None] * n
     values: list[float | None] = []
     for cell in found[mapping["difficulty"]]:
-        text = _text(cell).removesuffix("%").strip()
+        text = tables.cell_text(cell).removesuffix("%").strip()
         try:
             value = float(text) if text else None
         except ValueError:
