@@ -156,7 +156,7 @@ recipe: {loss: choice, learning_rate: 1.0e-3, adapter: {layers: 8}}
 
 def study_file() -> str:
     """Return a page with every key of a study file: its values, default and meaning."""
-    from lessonplan.study import config
+    from lessonplan.study import config, sources
     from lessonplan.training import recipe
 
     groups: list[tuple[str, type[BaseModel]]] = [
@@ -165,10 +165,10 @@ def study_file() -> str:
         ("A set of questions", config.DataSpec),
         ("training", config.TrainingSpec),
         ("strategies", config.ArmSpec),
-        ("labels", config.LabelSpecs),
-        ("A label source", config.LabelSpec),
-        ("endpoint", config.EndpointSpec),
-        ("cluster", config.ClusterSpec),
+        ("labels", sources.LabelSpecs),
+        ("A label source", sources.LabelSpec),
+        ("endpoint", sources.EndpointSpec),
+        ("cluster", sources.ClusterSpec),
         ("recipe", recipe.Recipe),
         ("recipe.adapter", recipe.Adapter),
         ("scoring", recipe.Scoring),

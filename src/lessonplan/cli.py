@@ -458,8 +458,7 @@ def _ids(file: str, columns: dict[str, Any], key: str | None, theirs: list[Any])
     """
     from lessonplan.data import count_rows
     from lessonplan.data.streams import first_rows
-    from lessonplan.data.tables import missing_column
-    from lessonplan.labels.tables import cell_text
+    from lessonplan.data.tables import cell_text, missing_column
 
     if (key or "id") in columns:
         return [cell_text(cell) for cell in columns[key or "id"]]

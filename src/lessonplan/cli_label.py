@@ -76,7 +76,7 @@ def label_difficulty(
     The table has a row a question: id, difficulty (0 easiest, 1 hardest) and what it was made from.
     --set changes how a model is loaded and tuned: --set threads=4 --set max_tokens=1024.
     """
-    from lessonplan.study.config import read_label_spec
+    from lessonplan.study.sources import read_label_spec
     from lessonplan.training.recipe import read_recipe, read_scoring
 
     if not (model or measure or answers or share_right):
@@ -137,7 +137,7 @@ def label_category(
     The table has a row a question: id, category (named by its most typical words), the cluster's
     number, how sure its membership is, and a place on a map.
     """
-    from lessonplan.study.config import read_label_spec
+    from lessonplan.study.sources import read_label_spec
     from lessonplan.training.recipe import Scoring, read_recipe
 
     cluster = {

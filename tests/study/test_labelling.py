@@ -17,9 +17,10 @@ from lessonplan.evaluation.predict import evaluate
 from lessonplan.labels.clusters import Clustering
 from lessonplan.labels.label import Label, checked, label_table
 from lessonplan.study import Study, labelling, read_record, run_study
-from lessonplan.study.config import LabelSpec, ModelSpec, read_label_spec
+from lessonplan.study.config import ModelSpec
 from lessonplan.study.labelling import make_label
 from lessonplan.study.plan import arms, make_plan
+from lessonplan.study.sources import LabelSpec, read_label_spec
 from lessonplan.study.store import Folder
 from lessonplan.study.watch import Watch
 from lessonplan.training.recipe import Recipe, Scoring

@@ -1,7 +1,8 @@
 """Questions from anywhere, in one form: a `datasets.Dataset` of fixed columns.
 
-A publisher's format is a mapping from our columns to theirs; everything else (which base an answer
-has, which rows are broken) is read from the whole column and checked in one place.
+A source is opened (`sources`), its columns are recognised (`formats`), its rows read as multiple
+choice (`choices`) or as chats and instructions (`completions`). Here all come together: rows that
+are broken or come twice are found, and said, in one place.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,43 +23,23 @@ from numpy.typing import NDArray
 
 from lessonplan import seeds
 from lessonplan.data import hpo, icd10cm, tables
+from lessonplan.data.choices import read_choices
 from lessonplan.data.completions import read_completions
-from lessonplan.data.features import COLUMNS, LETTERS, TURNS, question_features
+from lessonplan.data.features import COLUMNS, TURNS, question_features
+from lessonplan.data.formats import (
+    ALL_FORMATS,
+    COMPLETION_FORMATS,
+    FORMATS,
+    map_columns,
+    recognise,
+)
 from lessonplan.data.sources import Raw, open_dataset, open_named, open_path
-from lessonplan.errors import InputError, counted, first_line, nearest, shown
+from lessonplan.errors import InputError, counted, first_line, nearest
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Our column -> theirs. Where a format has no own name for id, category or difficulty, a column of
-# that very name is used if there is one.
-FORMATS: dict[str, dict[str, Any]] = {
-    "medmcqa": {
-        "question": "question",
-        "options": ["opa", "opb", "opc", "opd"],
-        "answer": "cop",
-        "category": "subject_name",
-    },
-    "medqa": {"question": "question", "options": "options", "answer": "answer_idx"},
-    "lek": {
-        "question": "prompt",
-        "options": ["A", "B", "C", "D", "E"],
-        "answer": "Answer",
-        "category": "Category",
-        "difficulty": "Difficulty",
-    },
-    "columns": {"question": "question", "options": "options", "answer": "answer"},
-}
-REQUIRED = ("question", "options", "answer")
 BANKS: dict[str, Any] = {"icd10cm": icd10cm, "hpo": hpo}  # built in
-# The same for chat and instruction data, where a row is a prompt with its completion.
-COMPLETION_FORMATS: dict[str, dict[str, Any]] = {
-    "messages": {"messages": "messages"},
-    "prompt_completion": {"prompt": "prompt", "completion": "completion"},
-    "alpaca": {"instruction": "instruction", "input": "input", "output": "output"},
-}
-ALL_FORMATS = FORMATS | COMPLETION_FORMATS
-OPTIONAL = ("id", "input", "category", "difficulty")
 
 
 def __getattr__(name: str) -> Any:
@@ -286,8 +265,8 @@ def _understand(
     if n == 0:
         raise InputError(f"{raw.source} holds no rows; at least one question is needed.")
     if format == "auto":
-        format = _recognise(raw.source, found, columns)
-    mapping = _mapping(raw.source, found, format, columns)
+        format = recognise(raw.source, found, columns)
+    mapping = map_columns(raw.source, found, format, columns)
     for name in keep:
         if name not in found:
             raise InputError(tables.missing_column(raw.source, name, found))
@@ -309,7 +288,7 @@ def _understand(
         if any(example.turns for example in examples):
             turns = [json.dumps(example.turns) for example in examples]
     else:
-        texts, options, answers, unlabelled, faults = _multiple_choice(
+        texts, options, answers, unlabelled, faults = read_choices(
             raw, mapping, format, answer_base
         )
     difficulty = _difficulty(found, mapping, format, n)
@@ -324,7 +303,7 @@ def _understand(
 
     identifiers = [str(i) for i in range(n)]
     if "id" in mapping:
-        identifiers = [_text(v) for v in found[mapping["id"]]]
+        identifiers = [tables.cell_text(v) for v in found[mapping["id"]]]
     _mark_repeats(faults, unlabelled, identifiers, texts, options)
     good = [i for i in range(n) if i not in faults and i not in unlabelled]
     dropped, notes = _account(raw, faults, unlabelled, bad_rows)
@@ -340,7 +319,7 @@ def _understand(
             "question": [texts[i] for i in good],
             "options": [options[i] for i in good],
             "answer": [answers[i] for i in good],
-            "category": [_text(category[i]) or None for i in good],
+            "category": [tables.cell_text(category[i]) or None for i in good],
             "difficulty": [difficulty[i] for i in good],
         },
         features=question_features(),
@@ -365,260 +344,6 @@ def _understand(
     return Reading(questions, raw.source, n, dropped, notes)
 
 
-def _multiple_choice(
-    raw: Raw, mapping: Mapping[str, Any], format: str, answer_base: int | None
-) -> tuple[list[str], list[list[Any]], list[int | None], set[int], dict[int, str]]:
-    """Return texts, options and answers, which rows are unlabelled, and each row's first fault."""
-    found = raw.table.columns
-    n = tables.row_count(found)
-    faults: dict[int, str] = {}  # row -> the first thing wrong with it
-    texts = [_text(v) for v in found[mapping["question"]]]
-    options, keys = _options(found, mapping["options"], n)
-    if isinstance(mapping["options"], str) and not any(options):
-        raise InputError(
-            f"{raw.source}: column {mapping['options']!r} holds no lists of options (the first "
-            f"is {shown(found[mapping['options']][0])}). Give lists, in a CSV as JSON, or name a "
-            "column for each option."
-        )
-    for i in range(n):
-        if not texts[i]:
-            faults[i] = "empty question"
-        elif fault := _options_fault(options[i], keys[i]):
-            faults[i] = fault
-    for i, value in enumerate(found[mapping["question"]]):
-        if isinstance(value, tables.NESTED):
-            faults[i] = f"question that is {tables.kind_of(value)}"
-
-    own = FORMATS["medmcqa"]["answer"]
-    values = [_answer_value(v) for v in found[mapping["answer"]]]
-    unlabelled = (
-        {i for i in range(n) if values[i] == -1}
-        if format == "medmcqa" and mapping["answer"] == own
-        else set()
-    )
-    if len(unlabelled) == n:
-        raise InputError(f"{raw.source} is unlabelled: {own} is -1 in all {n} rows.")
-    if answer_base is None and raw.preset == "medmcqa":
-        answer_base = 0
-    answers = _answers(
-        raw.source,
-        mapping["answer"],
-        [None if i in unlabelled else value for i, value in enumerate(values)],
-        options,
-        keys,
-        answer_base,
-        zero_based=all(mapping.get(name) == name for name in COLUMNS),
-    )
-    for i in set(range(n)) - unlabelled:
-        if values[i] is None:
-            faults.setdefault(i, "no answer")
-        elif answers[i] is None:
-            faults.setdefault(i, "answer outside the options")
-    return texts, options, answers, unlabelled, faults
-
-
-def _recognise(source: str, found: Mapping[str, Any], columns: Mapping[str, Any]) -> str:
-    for name in ("medmcqa", "medqa", "lek"):
-        needed = [FORMATS[name][key] for key in REQUIRED]
-        if all(c in found for c in _flat(needed)):
-            return name
-    if set(REQUIRED) & set(columns) or set(REQUIRED) <= set(found):
-        return "columns"
-    fitting = [
-        name
-        for name, keys in COMPLETION_FORMATS.items()
-        if all(columns.get(key, key) in found for key in keys if key not in OPTIONAL)
-    ]
-    if len(fitting) > 1:
-        raise InputError(
-            f"{source} has the columns of several formats: {' and '.join(fitting)}. "
-            "Say which with format."
-        )
-    return fitting[0] if fitting else "columns"
-
-
-def _flat(names: Sequence[Any]) -> list[str]:
-    return [c for name in names for c in ([name] if isinstance(name, str) else name)]
-
-
-def _mapping(
-    source: str, found: dict[str, list[Any]], format: str, columns: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return our column -> theirs, all of them present in the table."""
-    mapping: dict[str, Any] = {}
-    keys: tuple[str, ...] = COLUMNS
-    if format in COMPLETION_FORMATS:
-        keys = ("id", *COMPLETION_FORMATS[format], "category", "difficulty")
-    for key in columns:
-        if key not in keys:
-            raise InputError(
-                f"columns: {key!r} is no column of the format {format}, which has "
-                f"{', '.join(keys)}."
-            )
-    for key in keys:
-        own = ALL_FORMATS[format].get(key, key)
-        name = columns.get(key, own)
-        if key in columns or key not in OPTIONAL:
-            if not isinstance(name, str) and (key != "options" or not isinstance(name, Sequence)):
-                raise InputError(f"columns: {key} has to be the name of a column, not {name!r}.")
-            for column in _flat([name]):
-                if column not in found:
-                    hint = "" if key in columns else " Say what it is called with columns."
-                    raise InputError(tables.missing_column(source, column, found) + hint)
-            mapping[key] = name
-        elif name in found:
-            mapping[key] = name
-        elif key in found:
-            mapping[key] = key
-    return mapping
-
-
-def _text(value: Any) -> str:
-    """Return a cell as text: without outer white space, empty where it is missing."""
-    if tables.is_missing(value):
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))  # whole numbers turn to floats in a column with gaps
-    return str(value).strip()
-
-
-def _options(
-    found: dict[str, list[Any]], columns: str | Sequence[str], n: int
-) -> tuple[list[list[Any]], list[list[str]]]:
-    """Return each row's option texts, and the letters that its answer may name them by.
-
-    An option that is no text is None.
-    """
-    if not isinstance(columns, str):
-        # A file may call its columns opa, opb: the letter is the place.
-        texts = [[_option(found[name][i]) for name in columns] for i in range(n)]
-        return texts, [list(LETTERS[: len(columns)])] * n
-    options: list[list[str | None]] = []
-    keys: list[list[str]] = []
-    for cell in found[columns]:
-        if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
-            try:
-                cell = json.loads(cell)  # how a list stands in a CSV
-            except (ValueError, RecursionError):
-                cell = None
-        if isinstance(cell, (list, tuple, np.ndarray)):
-            pairs = list(zip_longest(LETTERS[: len(cell)], cell, fillvalue=""))
-            if pairs and all(isinstance(entry, dict) for entry in cell):
-                pairs = [(_text(e.get("key")), e.get("value")) for e in cell]
-        elif isinstance(cell, dict):
-            # Arrow gives every row the keys of all rows, with None for those it lacks.
-            pairs = [(_text(k), v) for k, v in cell.items() if v is not None]
-            pairs.sort(key=itemgetter(0))
-        else:
-            pairs = []
-        options.append([_option(value) for _, value in pairs])
-        keys.append([key.upper() for key, _ in pairs])
-    return options, keys
-
-
-def _option(value: Any) -> str | None:
-    return None if isinstance(value, tables.NESTED) else _text(value)
-
-
-def _options_fault(options: list[Any], keys: list[str]) -> str | None:
-    if len(options) < 2:
-        return "fewer than two options"
-    if len(options) > len(LETTERS):
-        return f"more than {len(LETTERS)} options"
-    if None in options:
-        return "option that is no text"
-    if not all(options):
-        return "empty option"
-    if len(set(options)) < len(options):
-        return "identical options"
-    if len(set(keys)) < len(keys):
-        return "two options of one letter"
-    return None
-
-
-def _answer_value(value: Any) -> int | str | None:
-    """Return a whole number, text, or None for a missing answer."""
-    if isinstance(value, (list, tuple)) and len(value) == 1:
-        value = value[0]
-    if tables.is_missing(value):
-        return None
-    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-        return int(value)
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return str(value).strip()
-
-
-def _answers(
-    source: str,
-    column: str,
-    values: list[int | str | None],
-    options: list[list[str]],
-    keys: list[list[str]],
-    answer_base: int | None,
-    zero_based: bool,
-) -> list[int | None]:
-    """Return the index of each row's right option, None where there is none such.
-
-    One row is not enough to tell a letter from the text "C" (the vitamin), or a 0-based index from
-    a 1-based one, so the reading that explains most of the column is taken for all of it.
-    """
-    n = len(values)
-    as_text: list[int | None] = [None] * n
-    as_letter: list[int | None] = [None] * n
-    as_number: list[int | None] = [None] * n
-    for i, value in enumerate(values):
-        if isinstance(value, int):
-            as_number[i] = value
-        elif value is not None:
-            letter = value.strip("().: ").upper()
-            as_letter[i] = keys[i].index(letter) if letter in keys[i] else None
-            as_text[i] = options[i].index(value) if value in options[i] else None
-            if re.fullmatch(r"[+-]?\d{1,9}(\.0*)?", value):
-                as_number[i] = int(float(value))
-
-    def explained(reading: list[int | None]) -> int:
-        return sum(v is not None for v in reading)
-
-    best = max(explained(as_text), explained(as_letter), explained(as_number))
-    if best == 0:
-        first = next((v for v in values if v is not None), None)
-        raise InputError(
-            f"{source}: column {column!r} holds {shown(first)}, which is no letter, no index and "
-            f"not the text of an option."
-        )
-    if best == explained(as_text) or best == explained(as_letter):
-        if answer_base is not None:
-            raise InputError(
-                f"{source}: answer_base is for answers that are indices, but column {column!r} "
-                f"holds {'texts' if best == explained(as_text) else 'letters'}."
-            )
-        return as_text if best == explained(as_text) else as_letter
-
-    rows = [i for i in range(n) if as_number[i] is not None and len(options[i]) >= 2]
-    zeros = [i for i in rows if as_number[i] == 0]
-    lasts = [i for i in rows if as_number[i] == len(options[i])]
-    if answer_base is None and zero_based and not lasts:
-        answer_base = 0  # our own format, where no 0 need occur
-    if answer_base is None:
-        if bool(zeros) == bool(lasts):
-            found = (
-                "holds both 0 and the number of options"
-                if zeros
-                else "holds neither 0 (which would make it 0-based) nor the number of options "
-                "(1-based)"
-            )
-            raise InputError(
-                f"{source}: whether the answers of column {column!r} are counted from 0 or from 1 "
-                f"cannot be told, since it {found}. Set answer_base to 0 or 1."
-            )
-        answer_base = 0 if zeros else 1
-    indices = [None if v is None else v - answer_base for v in as_number]
-    return [
-        v if v is not None and 0 <= v < len(options[i]) else None for i, v in enumerate(indices)
-    ]
-
-
 def _difficulty(
     found: dict[str, list[Any]], mapping: Mapping[str, Any], format: str, n: int
 ) -> list[Any]:
@@ -627,7 +352,7 @@ def _difficulty(
         return [None] * n
     values: list[float | None] = []
     for cell in found[mapping["difficulty"]]:
-        text = _text(cell).removesuffix("%").strip()
+        text = tables.cell_text(cell).removesuffix("%").strip()
         try:
             value = float(text) if text else None
         except ValueError:

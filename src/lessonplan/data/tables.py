@@ -151,6 +151,16 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and value != value)
 
 
+def cell_text(cell: Any) -> str:
+    """Return a cell as text: without outer white space, empty where it is missing."""
+    if is_missing(cell):
+        return ""
+    if isinstance(cell, float) and cell.is_integer():
+        # Parquet and JSON give whole numbers as floats in a column with gaps.
+        return str(int(cell))
+    return str(cell).strip()
+
+
 def _as_numbers(values: Sequence[Any]) -> list[int | float] | None:
     """Return the values as numbers, or None when one of them is none."""
     numbers: list[int | float] = []

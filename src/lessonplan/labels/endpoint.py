@@ -2,13 +2,12 @@
 
 vLLM, llama.cpp's server, llama-cpp-python's server and OpenAI itself say how likely the next token
 is to be each of a few top ones. Asked after a multiple-choice prompt, they say how likely each
-option's letter is. Every answer is written down the moment it comes, so nothing is asked twice.
+option's letter is. Every answer goes to the log (`lessonplan.labels.log`) the moment it comes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import importlib.util
 import json
 import math
@@ -17,8 +16,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -26,10 +24,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from lessonplan.errors import InputError, first_line
+from lessonplan.labels.log import Answer, answer_key, locked, opened, read_log, write_answer
 
 if TYPE_CHECKING:
     import httpx
@@ -125,15 +123,6 @@ class LetterAnswers:
     known: int
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """One line of the log, without its key."""
-
-    tokens: dict[str, float]
-    prompt_tokens: int
-    completion_tokens: int
-
-
 def parse_endpoint(spec: str) -> Endpoint | None:
     """Return the endpoint that ``NAME@http://host:8000/v1`` means, or None for any other text.
 
@@ -190,23 +179,24 @@ def ask_letters(
             raise InputError(
                 f"Asking a server needs the package {package}: pip install 'lessonplan[labels]'"
             )
-    keys = [_answer_key(endpoint, prompt) for prompt in prompts]
+    keys = [
+        answer_key(_base(endpoint), endpoint.model, endpoint.api, endpoint.top, prompt)
+        for prompt in prompts
+    ]
     secret, variable = _secret(endpoint)
-    with _locked(log):
-        answers = _read_log(log)
+    with locked(log):
+        answers = read_log(log)
         wanted = dict(zip(keys, prompts, strict=True))
         pending = {key: prompt for key, prompt in wanted.items() if key not in answers}
         known = kept = len(wanted) - len(pending)
         if on_answer is not None and known:
             on_answer(known)
         if pending:
-            with _opened(log) as file:
+            with opened(log) as file:
 
-                def keep(key: str, answer: _Answer) -> None:
+                def keep(key: str, answer: Answer) -> None:
                     nonlocal kept
-                    entry = {"key": key, **vars(answer)}
-                    # One call, so that a line is cut by a killed process at worst.
-                    file.write((json.dumps(entry, allow_nan=False) + "\n").encode())
+                    write_answer(file, key, answer)
                     answers[key] = answer
                     kept += 1
                     if on_answer is not None:
@@ -346,15 +336,6 @@ def _base(endpoint: Endpoint) -> str:
     return endpoint.url.rstrip("/")
 
 
-def _answer_key(endpoint: Endpoint, prompt: str) -> str:
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"A prompt holds half a character: {prompt[:60]!r}") from None
-    asked = [_base(endpoint), endpoint.model, endpoint.api, endpoint.top, prompt]
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-
-
 class _Secret(str):
     """A key that debuggers and tracebacks with variables do not show."""
 
@@ -387,73 +368,6 @@ def _secret(endpoint: Endpoint) -> tuple[_Secret | None, str]:
             "characters beyond ASCII in it."
         )
     return secret, variable
-
-
-@contextmanager
-def _locked(log: Path) -> Iterator[None]:
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{log}.lock", timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise InputError(
-            f"Another process is writing answers to {log}. Wait until it is done, or stop it."
-        ) from None
-    except OSError as error:
-        raise InputError(f"{log} cannot be written: {first_line(error)}") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _opened(log: Path) -> Iterator[Any]:
-    try:
-        file = log.open("ab", buffering=0)
-    except OSError as error:
-        raise InputError(f"{log} cannot be written: {first_line(error)}") from error
-    with file:
-        yield file
-
-
-def _read_log(log: Path) -> dict[str, _Answer]:
-    """Return the answers by key; a last line that was not finished is removed from the file."""
-    try:
-        content = log.read_bytes() if log.exists() else b""
-    except OSError as error:
-        raise InputError(f"{log} cannot be read: {first_line(error)}") from error
-    answers = {}
-    lines = content.split(b"\n")
-    for number, line in enumerate(lines, 1):
-        last = number == len(lines)
-        if last and not line:
-            break
-        try:
-            key, answer = _log_entry(line)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            if last:
-                os.truncate(log, len(content) - len(line))
-                break
-            raise InputError(
-                f"{log}, line {number} is no answer as lessonplan writes them: {line[:60]!r}. "
-                "Remove the line, and its question is asked again."
-            ) from None
-        answers[key] = answer
-        if last:
-            with _opened(log) as file:
-                file.write(b"\n")
-    return answers
-
-
-def _log_entry(line: bytes) -> tuple[str, _Answer]:
-    entry = json.loads(line)
-    tokens = {str(token): float(value) for token, value in entry["tokens"].items()}
-    if not isinstance(entry["key"], str) or not all(map(math.isfinite, tokens.values())):
-        raise ValueError
-    return entry["key"], _Answer(
-        tokens, int(entry["prompt_tokens"]), int(entry["completion_tokens"])
-    )
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
@@ -535,7 +449,7 @@ async def _ask_all(
     secret: _Secret | None,
     variable: str,
     pending: Mapping[str, str],
-    keep: Callable[[str, _Answer], None],
+    keep: Callable[[str, Answer], None],
 ) -> None:
     """Ask the prompts, by key, and hand each answer to `keep` as it comes."""
     import httpx
@@ -569,16 +483,16 @@ async def _ask_all(
             raise failures.exceptions[0] from None
 
 
-async def _ask(session: _Session, prompt: str) -> _Answer:
+async def _ask(session: _Session, prompt: str) -> Answer:
     body = await _request(session, prompt, {})
     tokens = _tokens(session, body)
     if tokens is None:
         try:
             body = await _request(session, prompt, {"min_tokens": 1})
         except _Refused:  # the server does not know min_tokens
-            return _Answer({}, *_usage(body))
+            return Answer({}, *_usage(body))
         tokens = _tokens(session, body)
-    return _Answer(tokens or {}, *_usage(body))
+    return Answer(tokens or {}, *_usage(body))
 
 
 def _tokens(session: _Session, body: Any) -> dict[str, float] | None:

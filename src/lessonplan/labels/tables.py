@@ -72,7 +72,7 @@ def join(
     found = np.full(len(place), -1, dtype=np.int64)
     unknown: dict[str, None] = {}
     for row, cell in enumerate(table.columns[key]):
-        identifier = cell_text(cell)
+        identifier = tables.cell_text(cell)
         if not identifier:
             raise InputError(f"{path}, {table.place(row)}: {key} is empty.")
         i = place.get(identifier)
@@ -145,7 +145,7 @@ def read_labels(
     else:
         fits = np.array([not isinstance(cell, tables.NESTED) for cell in cells])
         expected = "a category as text"
-        values = [cell_text(cell) or None for cell in cells]
+        values = [tables.cell_text(cell) or None for cell in cells]
     if not fits.all():
         i = int(np.argmin(fits))
         raise InputError(
@@ -156,18 +156,8 @@ def read_labels(
     notes = list(joined.notes)
     if missing:
         notes.append(f"{missing} of {len(cells)} questions have no {kind} in {path}.")
-    sentences = [cell_text(cell) for cell in columns.get("uninformative", [])]
+    sentences = [tables.cell_text(cell) for cell in columns.get("uninformative", [])]
     return values, notes, [sentence for sentence in dict.fromkeys(sentences) if sentence]
-
-
-def cell_text(cell: Any) -> str:
-    """Return a cell as text: without outer white space, empty where it is missing."""
-    if tables.is_missing(cell):
-        return ""
-    if isinstance(cell, float) and cell.is_integer():
-        # Parquet and JSON give whole numbers as floats in a column with gaps.
-        return str(int(cell))
-    return str(cell).strip()
 
 
 def _number(cell: Any) -> float:

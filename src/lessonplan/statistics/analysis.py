@@ -40,7 +40,7 @@ from lessonplan.statistics.labels import (
 )
 from lessonplan.statistics.luck import best_of
 from lessonplan.statistics.power import components, smallest_gain
-from lessonplan.statistics.result import ACCURACY, GroupScore, Result
+from lessonplan.statistics.result import ACCURACY, GroupScore, Result, limit_reached
 from lessonplan.statistics.sources import (
     Agreement,
     Leak,
@@ -174,8 +174,7 @@ def limit(outcome: Outcome) -> str:
     """Return why nothing can be concluded from the scores, as `Result.blocked`, from them alone."""
     values = outcome.arms[outcome.baseline][:, judged(outcome)]
     baseline = None if np.isnan(values).all() else score_interval(values, outcome.metric)
-    at_floor, at_ceiling = _limits(outcome, baseline, _untuned_score(outcome))
-    return "floor" if at_floor else "ceiling" if at_ceiling else ""
+    return limit_reached(*_limits(outcome, baseline, _untuned_score(outcome)))
 
 
 def _untuned_score(outcome: Outcome) -> Estimate | None:

@@ -73,4 +73,10 @@ class Result:
     @property
     def blocked(self) -> str:
         """Why nothing can be concluded from these scores: "floor" or "ceiling", else ""."""
-        return "floor" if self.at_floor else "ceiling" if self.at_ceiling else ""
+        return limit_reached(self.at_floor, self.at_ceiling)
+
+
+def limit_reached(at_floor: bool, at_ceiling: bool) -> str:
+    """Return the limit that scores are at, "floor" or "ceiling", else ""."""
+    # The interval of a few questions can be so wide that it reaches both.
+    return "floor" if at_floor else "ceiling" if at_ceiling else ""

@@ -49,8 +49,9 @@ from lessonplan.models.loading import (
     resolve,
 )
 from lessonplan.models.rows import rows_digest
-from lessonplan.study.config import LabelSpec, ModelSpec, changed_recipe, read_label_spec
+from lessonplan.study.config import ModelSpec, changed_recipe
 from lessonplan.study.files import digest, read_table, write_table
+from lessonplan.study.sources import LabelSpec, read_label_spec
 from lessonplan.study.watch import Watch
 from lessonplan.training.dynamics import training_dynamics
 from lessonplan.training.recipe import Recipe, Scoring
@@ -106,7 +107,7 @@ def label(
         kind: "difficulty" or "category".
         recipe, scoring: how models are loaded, tuned and read.
         folder: where work is kept and looked for; by default in the user's cache.
-        settings: the keys of a label source in a study file (`lessonplan.study.config.LabelSpec`).
+        settings: the keys of a label source in a study file (`lessonplan.study.sources.LabelSpec`).
 
     Returns:
         The label; `Label.uninformative` says where a model did no better than guessing.

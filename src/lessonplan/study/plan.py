@@ -41,7 +41,6 @@ from lessonplan.seeds import stream
 from lessonplan.study.config import (
     ArmSpec,
     DataSpec,
-    LabelSpec,
     ModelSpec,
     Study,
     TrainingSpec,
@@ -49,6 +48,7 @@ from lessonplan.study.config import (
 )
 from lessonplan.study.files import digest
 from lessonplan.study.labelling import Compute, column_label, compute_here, make_label
+from lessonplan.study.sources import LabelSpec
 from lessonplan.study.watch import Watch
 from lessonplan.training.recipe import Recipe, check_completions
 

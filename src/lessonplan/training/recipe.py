@@ -30,6 +30,7 @@ PAPER_RATES: dict[str, dict[str, Any]] = {
 }
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Score = Literal["sum", "per_token", "per_byte", "unconditional"]
 
 
