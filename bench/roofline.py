@@ -2,8 +2,8 @@
 
 Counted are the products of the linear layers, two operations for each multiply-add: forward, back
 to the inputs wherever something trained lies below, and for the gradients of the adapters. Padding
-is no work, and attention is left out; so the share of the machine's rate that is reached is a lower
-bound.
+is no work, of ours what the questions of a batch begin with counts once, and attention is left out;
+so the share of the machine's rate that is reached is a lower bound.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bench.compare import Seconds, seconds, spread
+from bench.products import Product, onednn
 from lessonplan.models.batch import Batch, batches_by_length, collate
-from lessonplan.models.products import ONEDNN, times
+from lessonplan.models.products import ONEDNN
 from lessonplan.models.rows import Row
-
-Product = Callable[[Tensor, Tensor], Tensor]
 
 
 def layer_shapes(network: Any) -> list[dict[str, tuple[int, int]]]:
@@ -196,9 +195,6 @@ def products(
                     backward(batch[outputs], weight)
 
         return all_layers
-
-    def onednn(x: Tensor, y: Tensor) -> Tensor:
-        return times(x, y.t())
 
     ways = {"torch.mm": by(torch.mm, torch.mm)}
     if ONEDNN:

@@ -1,10 +1,10 @@
 """Matrix products with frozen weights, by the faster of the two libraries that torch has on CPUs.
 
 torch gives float32 products to MKL. On AMD processors oneDNN is a tenth to a half faster, and on
-Intel's no slower (`python -m bench` times both), with two exceptions: without AVX-512 it takes up
-to twice as long for ``gradient @ weight``, and a call of it takes longer than a product of small
-rank. The choice follows from device, type and kind of processor alone, so the same study takes the
-same kernels every time.
+Intel's no slower (`python -m bench.products`), with two exceptions: without AVX-512 it takes up to
+twice as long for ``gradient @ weight``, and a call of it takes longer than a product of small rank.
+The choice follows from device, type and kind of processor alone, so the same study takes the same
+kernels every time.
 """
 
 from __future__ import annotations
