@@ -190,8 +190,57 @@ BAD = {
     "a file": ("study study.yaml -o train.jsonl", "train.jsonl cannot be written to"),
     "adapter folder in use": (
         "train train.jsonl -s random -m MODEL -o full",
-        "not an empty folder",
+        "full is a folder that is not empty. Give another name with -o, or say --overwrite",
     ),
+    "other files than an adapter's": (
+        "train train.jsonl -s random -m MODEL -o full --overwrite",
+        "which is no part of an adapter, so it is not replaced",
+    ),
+    "an input for the output": (
+        "order train.jsonl -s random -o train.jsonl",
+        "train.jsonl is read by this command, so it cannot be written, too",
+    ),
+    "an input for the output, insisted on": (
+        "order train.jsonl -s random -o full/../train.jsonl --overwrite",
+        "is read by this command",
+    ),
+    "a file that is there": (
+        "order train.jsonl -s random -o test.jsonl",
+        "test.jsonl exists. Give another name with -o, or say --overwrite to replace it",
+    ),
+    "predictions over a file that is there": (
+        "evaluate train.jsonl -m MODEL -o results.csv",
+        "results.csv exists",
+    ),
+    "a label table that is there": (
+        "label difficulty train.jsonl --measure length -o results.csv",
+        "results.csv exists",
+    ),
+    "labels over the answers": (
+        "label difficulty train.jsonl --answers results.csv --key id -o results.csv --overwrite",
+        "results.csv is read by this command",
+    ),
+    "clusters over a file that is there": (
+        "label category train.jsonl -o results.csv",
+        "results.csv exists",
+    ),
+    "a report among other files": (
+        "compare results.csv --baseline x -o full",
+        "or say --overwrite to replace the report in it",
+    ),
+    "a report beside what it is made from": (
+        "compare results.csv --baseline x -o . --overwrite",
+        ". holds results.csv, which is read by this command",
+    ),
+    "tables beside what they are made from": (
+        "grid results.csv -o . --overwrite",
+        ". holds results.csv, which is read by this command",
+    ),
+    "a file for a folder": (
+        "compare results.csv --baseline x -o train.jsonl",
+        "train.jsonl is a file; the name of a folder is needed",
+    ),
+    "a folder for a table": ("order train.jsonl -s random -o full", "must end in one of"),
     "no adapter": (
         f"evaluate test.jsonl -m MODEL --adapter full -o NEW.csv {SMALL}",
         "full is no adapter",
@@ -287,8 +336,10 @@ def test_bad_input(
     found: str,
 ) -> None:
     monkeypatch.chdir(folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()}
     words = line.replace("MODEL", str(tiny_llama)).replace("NEW", str(tmp_path / "new")).split()
     said = run(*words)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
     assert said.status == 2, said
     assert found in said.err
     assert "Traceback" not in said.err
@@ -445,6 +496,43 @@ def test_predictions_in_other_formats(
     assert len(lines) == 24 + name.endswith("csv")
 
 
+def test_overwrite(folder: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    """What is there is replaced as a whole, and only by a command that ends well."""
+    adapter, ordered = tmp_path / "adapter", tmp_path / "ordered.jsonl"
+    ordered.touch()  # nothing is lost with an empty file or folder
+    adapter.mkdir()
+    train = ("train", folder / "train.jsonl", "-m", tiny_llama, "-o", adapter)
+    train += ("--set", "threads=1", "--set", "adapter.layers=1")
+    order = ("order", folder / "train.jsonl", "-o", ordered)
+    found = []
+    for more in ([], ["--overwrite"]):
+        for command in (train, order):
+            said = run(*command, "-s", "original" if more else "random", *more)
+            assert said.status == 0, said
+        assert {p.name for p in adapter.iterdir()} == {
+            "adapter_config.json",
+            "adapter_model.safetensors",
+        }
+        found.append([(adapter / "adapter_model.safetensors").read_bytes(), ordered.read_bytes()])
+    assert all(first != second for first, second in zip(*found, strict=True))
+    said = run(*train, "-s", "random", "--set", "learning_rate=1e30", "--overwrite")
+    assert said.status == 1
+    assert (adapter / "adapter_model.safetensors").read_bytes() == found[1][0]
+    assert {p.name for p in tmp_path.iterdir()} == {"adapter", "ordered.jsonl"}
+
+
+def test_a_report_is_overwritten_and_other_files_are_not(folder: Path, tmp_path: Path) -> None:
+    command = ("compare", folder / "results.csv", "-o", tmp_path, "--baseline")
+    assert run(*command, "x").status == 0
+    page = (tmp_path / "index.html").read_bytes()
+    (tmp_path / "notes.txt").write_text("mine")
+    assert run(*command, "y").status == 2
+    assert (tmp_path / "index.html").read_bytes() == page
+    assert run(*command, "y", "--overwrite").status == 0
+    assert (tmp_path / "index.html").read_bytes() != page
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_training_that_fails(folder: Path, tiny_llama: Path, tmp_path: Path) -> None:
     said = run(
         *("train", folder / "train.jsonl", "-m", tiny_llama, "-s", "random"),
@@ -526,7 +614,7 @@ def test_order_of_the_bank(tmp_path: Path) -> None:
     # A setting needs the difficulty where the strategy does not.
     said = run(
         *("order", "icd10cm", "--split", "test", "-s", "blocked"),
-        *("--category-order", "difficulty", "-o", out),
+        *("--category-order", "difficulty", "-o", out, "--overwrite"),
     )
     assert said.status == 0
 
@@ -707,7 +795,7 @@ def test_a_bank_that_is_taken_as_a_whole_is_said_to_be(tmp_path: Path) -> None:
     out = tmp_path / "ordered.jsonl"
     whole = run("order", "icd10cm", "-s", "blocked", "-o", out)
     assert "taken as a whole; --split train or --split test" in whole.err
-    part = run("order", "icd10cm", "--split", "train", "-s", "blocked", "-o", out)
+    part = run("order", "icd10cm", "--split", "train", "-s", "blocked", "-o", out, "--overwrite")
     assert (part.status, part.err) == (0, "")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +21,7 @@ from lessonplan.cli_options import (
     ColumnsOption,
     Data,
     ModelOption,
+    OverwriteOption,
     ScoreOption,
     ScoringOption,
     SeedOption,
@@ -123,6 +126,7 @@ def compare(
         ),
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for a report.")] = None,
+    overwrite: OverwriteOption = False,
     baseline: Annotated[
         str, typer.Option(help="The arm that gains are measured against.")
     ] = "random",
@@ -131,6 +135,8 @@ def compare(
     from lessonplan.report import write_report
     from lessonplan.statistics import compare as compare_tables
 
+    if out is not None:
+        check_out(out, *files, overwrite=overwrite, holds="report")
     comparison = compare_tables(files, baseline=baseline)
     _print(comparison)
     if out is not None:
@@ -144,6 +150,7 @@ def order(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="File to write (.jsonl, .csv, .parquet).")
     ],
+    overwrite: OverwriteOption = False,
     category: Annotated[str | None, typer.Option(help="Column with the category.")] = None,
     difficulty: Annotated[str | None, typer.Option(help="Column with the difficulty.")] = None,
     labels: Annotated[
@@ -197,6 +204,7 @@ def order(
 
     if trainer is not None:
         trainer_settings(trainer, out, [])  # said before the work, not after it
+    check_out(out, data, *(labels or []), overwrite=overwrite)
     # A file is any table; a named data set is questions, with their own labels.
     if Path(data).is_file() and split is not None:
         raise InputError(f"{data} is one file and has no splits; leave out --split.")
@@ -255,6 +263,7 @@ def train(
     data: Data,
     strategy: StrategyOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the adapter.")],
+    overwrite: OverwriteOption = False,
     model: ModelOption = "smollm2-135m",
     seed: SeedOption = 0,
     split: SplitOption = None,
@@ -278,20 +287,29 @@ def train(
 
     recipe = read_recipe(settings or [])
     form = read_scoring(scoring, score)
+    check_out(out, data, overwrite=overwrite, holds="adapter")
     questions = load_questions(
         data, split=split, columns=read_columns_option(column), bad_rows=bad_rows
     )
     note_parts(data, split)
+    from lessonplan.study.files import new_folder
     from lessonplan.training.train import train as train_model
     from lessonplan.training.tune import TuningError
 
+    if overwrite and processes:  # the last words of processes that fail are to stay there
+        shutil.rmtree(out, ignore_errors=True)
     try:
-        with step_bar(len(questions) * recipe.epochs) as on_step:
+        with (
+            new_folder(out.resolve())
+            if overwrite and not processes
+            else nullcontext(out) as folder,
+            step_bar(len(questions) * recipe.epochs) as on_step,
+        ):
             log = train_model(
                 questions,
                 model,
                 strategy,
-                out,
+                folder,
                 seed=seed,
                 recipe=recipe,
                 scoring=form,
@@ -310,6 +328,7 @@ def train(
 def evaluate(
     data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="Predictions (.parquet, .jsonl, .csv).")],
+    overwrite: OverwriteOption = False,
     model: ModelOption = "smollm2-135m",
     adapter: Annotated[Path | None, typer.Option(help="A LoRA adapter's folder.")] = None,
     scoring: ScoringOption = "cloze",
@@ -333,7 +352,7 @@ def evaluate(
 
     recipe = read_recipe(settings or [])
     form = read_scoring(scoring, score)
-    check_out(out)
+    check_out(out, data, overwrite=overwrite)
     questions = load_questions(
         data, split=split, columns=read_columns_option(column), bad_rows=bad_rows
     )

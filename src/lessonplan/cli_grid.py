@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from lessonplan.cli_options import say
+from lessonplan.cli_options import OverwriteOption, check_out, say
 from lessonplan.errors import InputError
 
 Number = TypeVar("Number", int, float)
@@ -40,6 +40,7 @@ def grid(
         str, typer.Option(help="The strategy that gains are measured against.")
     ] = "random",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the tables.")] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Tables over models, evaluation sets and labels from bare accuracies, such as a paper's."""
     from rich.console import Console
@@ -51,6 +52,8 @@ def grid(
     from lessonplan.report.grid_tables import grid_tables
     from lessonplan.statistics import grid as make_grid
 
+    if out is not None:
+        check_out(out, file, overwrite=overwrite, holds="report")
     made = make_grid(
         file,
         models=_names(models),

@@ -12,6 +12,7 @@ from lessonplan.cli_options import (
     ColumnsOption,
     Data,
     LabelOut,
+    OverwriteOption,
     ScoreOption,
     SetOption,
     SplitOption,
@@ -28,6 +29,7 @@ label_app = typer.Typer(help="Label questions: how hard they are, and what they 
 def label_difficulty(
     data: Data,
     out: LabelOut,
+    overwrite: OverwriteOption = False,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -106,8 +108,9 @@ def label_difficulty(
             },
         },
     )
+    check_out(out, data, answers, overwrite=overwrite)
     keep = [share_right] if share_right else []
-    questions = _label_questions(data, out, split, column, bad_rows, keep)
+    questions = _label_questions(data, split, column, bad_rows, keep)
     label = _write_label("difficulty", spec, questions, data, out, recipe, scoring)
     _say_summary(label, questions)
 
@@ -116,6 +119,7 @@ def label_difficulty(
 def label_category(
     data: Data,
     out: LabelOut,
+    overwrite: OverwriteOption = False,
     embedder: Annotated[
         str, typer.Option(help="minilm (offline), pubmedbert (the paper's), folder or hub id.")
     ] = "minilm",
@@ -148,23 +152,18 @@ def label_category(
         "seed": seed,
     }
     spec = read_label_spec("category", {"cluster": cluster})
-    questions = _label_questions(data, out, split, column, bad_rows, [])
+    check_out(out, data, overwrite=overwrite)
+    questions = _label_questions(data, split, column, bad_rows, [])
     recipe = read_recipe([f"threads={threads}"])
     label = _write_label("category", spec, questions, data, out, recipe, Scoring())
     _say_summary(label, questions)
 
 
 def _label_questions(
-    data: str,
-    out: Path,
-    split: str | None,
-    column: list[str] | None,
-    bad_rows: str,
-    keep: list[str],
+    data: str, split: str | None, column: list[str] | None, bad_rows: str, keep: list[str]
 ) -> Any:
     from lessonplan.data import load_questions
 
-    check_out(out)
     return load_questions(
         data, split=split, columns=read_columns_option(column), bad_rows=bad_rows, keep=keep
     )
