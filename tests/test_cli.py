@@ -301,7 +301,7 @@ BAD = {
         "Did you mean 'answer'?",
     ),
     "scoring": (
-        "evaluate test.jsonl -m MODEL -o NEW.csv --scoring guess",
+        "evaluate test.jsonl -m MODEL -o NEW.csv --form guess",
         "'letter' (found 'guess')",
     ),
     "bad rows": ("evaluate test.jsonl -m MODEL -o NEW.csv --bad-rows keep", "bad_rows is 'error'"),
@@ -489,7 +489,7 @@ def test_predictions_in_other_formats(
 ) -> None:
     said = run(
         *("evaluate", folder / "test.jsonl", "-m", tiny_llama, "-o", tmp_path / name),
-        *("--scoring", "letter", "--set", "threads=1"),
+        *("--form", "letter", "--set", "threads=1"),
     )
     assert said.status == 0
     lines = (tmp_path / name).read_text().splitlines()

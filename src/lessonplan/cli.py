@@ -20,10 +20,10 @@ from lessonplan.cli_options import (
     BadRowsOption,
     ColumnsOption,
     Data,
+    FormOption,
     ModelOption,
     OverwriteOption,
     ScoreOption,
-    ScoringOption,
     SeedOption,
     SetOption,
     SplitOption,
@@ -269,7 +269,7 @@ def train(
     split: SplitOption = None,
     column: ColumnsOption = None,
     bad_rows: BadRowsOption = "error",
-    scoring: ScoringOption = "cloze",
+    form: FormOption = "cloze",
     score: ScoreOption = "per_token",
     processes: Annotated[
         int | None, typer.Option(help="With --set trainer=trl: processes to start, one a GPU.")
@@ -286,7 +286,7 @@ def train(
     from lessonplan.training.recipe import read_recipe, read_scoring
 
     recipe = read_recipe(settings or [])
-    form = read_scoring(scoring, score)
+    scoring = read_scoring(form, score)
     check_out(out, data, overwrite=overwrite, holds="adapter")
     questions = load_questions(
         data, split=split, columns=read_columns_option(column), bad_rows=bad_rows
@@ -312,7 +312,7 @@ def train(
                 folder,
                 seed=seed,
                 recipe=recipe,
-                scoring=form,
+                scoring=scoring,
                 trust_remote_code=trust_remote_code,
                 processes=processes,
                 on_step=on_step,
@@ -331,7 +331,7 @@ def evaluate(
     overwrite: OverwriteOption = False,
     model: ModelOption = "smollm2-135m",
     adapter: Annotated[Path | None, typer.Option(help="A LoRA adapter's folder.")] = None,
-    scoring: ScoringOption = "cloze",
+    form: FormOption = "cloze",
     score: ScoreOption = "per_token",
     split: SplitOption = None,
     column: ColumnsOption = None,
@@ -351,7 +351,7 @@ def evaluate(
     from lessonplan.training.recipe import read_recipe, read_scoring
 
     recipe = read_recipe(settings or [])
-    form = read_scoring(scoring, score)
+    scoring = read_scoring(form, score)
     check_out(out, data, overwrite=overwrite)
     questions = load_questions(
         data, split=split, columns=read_columns_option(column), bad_rows=bad_rows
@@ -361,13 +361,13 @@ def evaluate(
         questions,
         model,
         adapter=adapter,
-        scoring=form,
+        scoring=scoring,
         recipe=recipe,
         trust_remote_code=trust_remote_code,
     )
     write_table(Dataset(table), out)
     if are_completions(questions):
-        told = f"{LIKELIHOODS[form.score]} {np.mean(table['value'].to_numpy()):.4f}"
+        told = f"{LIKELIHOODS[scoring.score]} {np.mean(table['value'].to_numpy()):.4f}"
         say(f"{counted(len(table), 'completion')}: {told}; predictions: {out}")
         return
     answers, chosen = (np.asarray(table[name].to_numpy()) for name in ("answer", "chosen"))

@@ -35,7 +35,7 @@ ColumnsOption = Annotated[
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Name (`lessonplan models`), folder, .gguf or hub id.")
 ]
-ScoringOption = Annotated[str, typer.Option(help="cloze or letter.")]
+FormOption = Annotated[str, typer.Option(help="How options are compared: cloze or letter.")]
 ScoreOption = Annotated[str, typer.Option(help="sum, per_token, per_byte or unconditional.")]
 SetOption = Annotated[
     list[str] | None,
