@@ -106,8 +106,8 @@ def test_a_folder_says_what_it_can_see_and_what_it_costs(folder: Path, outcome: 
         points(smallest_gain(c, 6, 240, arms=3, level=0.025)) for c in (found, found.cautious)
     )
     # 18 runs of 2,400 s tuning and twice 1,200 s of scoring, two at a time: 12 hours.
-    assert f"│ 6 │ 18 │ {low} to {high} points (12 h) │" in said
-    assert "m on exam" in said
+    assert f"│ 6 │ 18 │ {low} to {high} (12 h) │" in said
+    assert "m on exam: the smallest gain in points that is seen with a power of 80%" in said
     assert f"({found.df} degrees of freedom between seeds)" in said
     assert "a run 2400 s of tuning and 1200 s of scoring, with 2 workers" in said
 
@@ -176,7 +176,7 @@ def test_completions_are_not_planned_with_the_accuracy_of_the_demo(
     assert found is not None
     least = smallest_gain(found, 5, 20, arms=2, level=0.05)
     assert f"{least:.4f} to" in said
-    assert "nats per token" in said
+    assert "the smallest gain in nats per token that is seen" in said
 
 
 def test_a_single_question_or_order_has_no_plan(

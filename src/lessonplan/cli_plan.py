@@ -270,14 +270,15 @@ def _smallest_table(
     from rich.text import Text
 
     from lessonplan.statistics.power import smallest_gain
-    from lessonplan.statistics.verdict import amount
+    from lessonplan.statistics.verdict import signed, unit
 
     sizes = questions or [comparison.questions * m for m in MULTIPLES]
+    measured = unit(comparison.metric) and f" in{unit(comparison.metric)}"
     rows = sorted(set(seeds or {*SEEDS, laid_out.seeds} - {0, 1, 2}))
     table = Table(
         title=Text(
-            f"{comparison.place}: the smallest gain seen with a power of {power:.0%}, "
-            f"{_holm(laid_out)}"
+            f"{comparison.place}: the smallest gain{measured} that is seen with a power of "
+            f"{power:.0%}, {_holm(laid_out)}"
         ),
         title_justify="left",
     )
@@ -289,15 +290,15 @@ def _smallest_table(
         cells = []
         for size in sizes:
             low, high = (
-                amount(
+                signed(
                     smallest_gain(
                         c, number, size, arms=comparison.arms, level=_level(laid_out), power=power
                     ),
                     comparison.metric,
-                )
+                ).lstrip("+")
                 for c in _both(comparison)
             )
-            cell = low if low == high else f"{low.split()[0]} to {high}"
+            cell = low if low == high else f"{low} to {high}"
             cells.append(cell + _hours(laid_out, comparison, number, size))
         table.add_row(str(number), str(number * laid_out.runs_per_seed), *cells)
     return table
