@@ -378,6 +378,29 @@ def test_study_status_and_report(study: tuple[Path, Said]) -> None:
     assert (out / "report" / "index.html").is_file()
 
 
+def test_plan_of_a_study_that_was_run(study: tuple[Path, Said]) -> None:
+    """What a question took is what all took, a set that is scored on the way counted there too."""
+    from lessonplan.study.cost import run_cost
+
+    out, _ = study
+    logs = [json.loads(f.read_text()) for f in out.glob("tunings/*/tuning.json")]
+    logs = [log for log in logs if log["arm"] != "untuned"]
+    cost = run_cost(out)
+    assert cost is not None
+    scoring = sum(log["scoring_seconds"] for log in logs)
+    assert [log["questions"] for log in logs] == [48] * 9
+    assert cost.tuning * 9 * 48 == pytest.approx(sum(log["seconds"] for log in logs) - scoring)
+    rows = {log["id"]: 0 for log in logs}
+    for file in out.glob("tunings/*/evaluations/*.parquet"):
+        if file.parents[1].name in rows:
+            rows[file.parents[1].name] += pq.read_metadata(file).num_rows
+    assert rows == {log["id"]: log["scored"] for log in logs}
+    assert cost.scoring * 9 * (24 + 8) == pytest.approx(scoring)
+    said = run("plan", out, "--questions", 48)
+    assert said.status == 0, said
+    assert "A seed takes 3 runs, a run" in said.out
+
+
 def test_failed_runs_end_in_status_1(folder: Path, tmp_path: Path) -> None:
     wild = ["--set", "recipe.learning_rate=1e30", "--set", "seeds=1", "--set", "strategies=random"]
     said = run("study", folder / "study.yaml", "-o", tmp_path / "s", *wild)

@@ -30,6 +30,7 @@ from lessonplan.cli_options import (
     StrategyOption,
     TrustOption,
     check_out,
+    console,
     note_parts,
     read_columns_option,
     say,
@@ -519,9 +520,7 @@ def _list(entries: dict[str, str]) -> None:
 
 
 def _print(thing: Any) -> None:
-    from rich.console import Console
-
-    Console().print(thing)
+    console().print(thing)
 
 
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:

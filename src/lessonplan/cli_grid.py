@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 
-from lessonplan.cli_options import OverwriteOption, check_out, say
+from lessonplan.cli_options import OverwriteOption, check_out, console, say
 from lessonplan.errors import InputError
 
 Number = TypeVar("Number", int, float)
@@ -43,7 +42,6 @@ def grid(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Tables over models, evaluation sets and labels from bare accuracies, such as a paper's."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -63,8 +61,7 @@ def grid(
         chance=_numbers("--chance", chance, float),
         runs=runs,
     )
-    # Into a file or a pipe, tables are as wide as they need to be.
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    terminal = console()
     for table in grid_tables(made):
         shown = Table(title=Text(table.caption), title_justify="left")
         for i, head in enumerate(table.heads):
@@ -72,7 +69,7 @@ def grid(
             shown.add_column(Text(head), justify="left" if worded else "right", overflow="fold")
         for row in table.rows:
             shown.add_row(*(Text(cell.text) for cell in row))
-        console.print(shown)
+        terminal.print(shown)
     say("\n".join(grid_sentences(made)))
     if out is not None:
         say(f"tables: {write_grid(made, out, title=file.stem)}")

@@ -132,5 +132,12 @@ def note_parts(data: str, split: str | None) -> None:
         )
 
 
+def console() -> Any:
+    """Return where tables are printed: into a file or a pipe, as wide as they need to be."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
 def say(text: str) -> None:
     print(text, flush=True)
