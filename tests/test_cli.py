@@ -146,6 +146,10 @@ BAD = {
     "duplicate id": ("train twice.jsonl -s random -m MODEL -o NEW", "duplicate id: 1 (line 4)"),
     "broken line": ("evaluate broken.jsonl -m MODEL -o NEW.csv", "line 2: not valid JSON"),
     "no rows": ("evaluate empty.jsonl -m MODEL -o NEW.csv", "empty.jsonl"),
+    "no rows to put in order": (
+        "order empty.jsonl -s random -o NEW.jsonl",
+        "empty.jsonl holds no rows to put in order",
+    ),
     "NaN difficulty": ("train nan.jsonl -s curriculum -m MODEL -o NEW", "no finite difficulty"),
     "NaN difficulty of an order": (
         "order nan.jsonl -s curriculum --difficulty difficulty -o NEW.jsonl",

@@ -235,6 +235,8 @@ def order(
             n = len(next(iter(found.values())))
         else:
             n = count_rows(data) if questions is None else len(questions)
+        if n == 0:
+            raise InputError(f"{data} holds no rows to put in order.")
         permutation = make_order(
             strategy,
             n,

@@ -63,7 +63,8 @@ def grid(
     )
     terminal = console()
     for table in grid_tables(made):
-        shown = Table(title=Text(table.caption), title_justify="left")
+        terminal.print(Text(table.caption))  # a title would be as narrow as its table
+        shown = Table()
         for i, head in enumerate(table.heads):
             worded = i == 0 or i in table.worded
             shown.add_column(Text(head), justify="left" if worded else "right", overflow="fold")
