@@ -754,6 +754,26 @@ def test_bad_labels(
     assert not list(out.iterdir())
 
 
+def test_where_answers_begin(folder: Path, tmp_path: Path) -> None:
+    """Indices of which none is 0 or the number of options leave it open."""
+    indices = [{k: v for k, v in row.items() if k not in ("options", "answer")} for row in rows(4)]
+    indices = [
+        row | {"a": "one", "b": "two" + "o" * i, "c": "three", "key": 1 + i % 2}
+        for i, row in enumerate(indices)
+    ]
+    data, out = write(tmp_path / "indices.jsonl", indices), tmp_path / "length.csv"
+    command = ("label", "difficulty", data, "--measure", "length", "-o", out,
+               "--column", "options=a,b,c", "--column", "answer=key")  # fmt: skip
+    said = run(*command)
+    assert said.status == 2
+    assert "Set answer_base to 0 or 1" in said.err
+    said = run(*command, "--answer-base", 2)
+    assert said.status == 2
+    assert "answer_base is 0 or 1, not 2" in said.err
+    assert run(*command, "--answer-base", 1).status == 0
+    assert out.is_file()
+
+
 def test_a_label_table_and_a_column_together(folder: Path, tmp_path: Path) -> None:
     """The category is the data's own, the difficulty comes from the table."""
     table, ordered = tmp_path / "length.csv", tmp_path / "ordered.jsonl"

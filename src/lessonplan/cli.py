@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from lessonplan.cli_grid import grid
 from lessonplan.cli_label import label_app
 from lessonplan.cli_options import (
+    AnswerBaseOption,
     BadRowsOption,
     ColumnsOption,
     Data,
@@ -271,6 +272,7 @@ def train(
     seed: SeedOption = 0,
     split: SplitOption = None,
     column: ColumnsOption = None,
+    answer_base: AnswerBaseOption = None,
     bad_rows: BadRowsOption = "error",
     form: FormOption = "cloze",
     score: ScoreOption = "per_token",
@@ -292,7 +294,11 @@ def train(
     scoring = read_scoring(form, score)
     check_out(out, data, overwrite=overwrite, holds="adapter")
     questions = load_questions(
-        data, split=split, columns=read_columns_option(column), bad_rows=bad_rows
+        data,
+        split=split,
+        columns=read_columns_option(column),
+        answer_base=answer_base,
+        bad_rows=bad_rows,
     )
     note_parts(data, split)
     from lessonplan.study.files import new_folder
@@ -338,6 +344,7 @@ def evaluate(
     score: ScoreOption = "per_token",
     split: SplitOption = None,
     column: ColumnsOption = None,
+    answer_base: AnswerBaseOption = None,
     bad_rows: BadRowsOption = "error",
     settings: SetOption = None,
     trust_remote_code: TrustOption = False,
@@ -357,7 +364,11 @@ def evaluate(
     scoring = read_scoring(form, score)
     check_out(out, data, overwrite=overwrite)
     questions = load_questions(
-        data, split=split, columns=read_columns_option(column), bad_rows=bad_rows
+        data,
+        split=split,
+        columns=read_columns_option(column),
+        answer_base=answer_base,
+        bad_rows=bad_rows,
     )
     note_parts(data, split)
     table = evaluate_model(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lessonplan.cli_options import (
+    AnswerBaseOption,
     BadRowsOption,
     ColumnsOption,
     Data,
@@ -70,6 +71,7 @@ def label_difficulty(
     score: ScoreOption = "per_token",
     split: SplitOption = None,
     column: ColumnsOption = None,
+    answer_base: AnswerBaseOption = None,
     bad_rows: BadRowsOption = "error",
     settings: SetOption = None,
 ) -> None:
@@ -110,7 +112,7 @@ def label_difficulty(
     )
     check_out(out, data, answers, overwrite=overwrite)
     keep = [share_right] if share_right else []
-    questions = _label_questions(data, split, column, bad_rows, keep)
+    questions = _label_questions(data, split, column, answer_base, bad_rows, keep)
     label = _write_label("difficulty", spec, questions, data, out, recipe, scoring)
     _say_summary(label, questions)
 
@@ -134,6 +136,7 @@ def label_category(
     threads: Annotated[int, typer.Option(help="CPU threads for the embeddings.")] = 2,
     split: SplitOption = None,
     column: ColumnsOption = None,
+    answer_base: AnswerBaseOption = None,
     bad_rows: BadRowsOption = "error",
 ) -> None:
     """Label what each question is about, by clustering.
@@ -153,19 +156,29 @@ def label_category(
     }
     spec = read_label_spec("category", {"cluster": cluster})
     check_out(out, data, overwrite=overwrite)
-    questions = _label_questions(data, split, column, bad_rows, [])
+    questions = _label_questions(data, split, column, answer_base, bad_rows, [])
     recipe = read_recipe([f"threads={threads}"])
     label = _write_label("category", spec, questions, data, out, recipe, Scoring())
     _say_summary(label, questions)
 
 
 def _label_questions(
-    data: str, split: str | None, column: list[str] | None, bad_rows: str, keep: list[str]
+    data: str,
+    split: str | None,
+    column: list[str] | None,
+    answer_base: int | None,
+    bad_rows: str,
+    keep: list[str],
 ) -> Any:
     from lessonplan.data import load_questions
 
     return load_questions(
-        data, split=split, columns=read_columns_option(column), bad_rows=bad_rows, keep=keep
+        data,
+        split=split,
+        columns=read_columns_option(column),
+        answer_base=answer_base,
+        bad_rows=bad_rows,
+        keep=keep,
     )
 
 

@@ -32,6 +32,12 @@ ColumnsOption = Annotated[
         "given several times.",
     ),
 ]
+AnswerBaseOption = Annotated[
+    int | None,
+    typer.Option(
+        help="0 or 1, the index of the first option, where the answers are indices and do not tell."
+    ),
+]
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Name (`lessonplan models`), folder, .gguf or hub id.")
 ]
