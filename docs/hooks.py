@@ -112,6 +112,11 @@ COMMANDS = """\
 # Command line
 
 Bad input ends in one message and status 2. Runs that failed, and a full disk, end in status 1.
+
+What `-o` names has to be new or empty; `--overwrite` replaces a file, an adapter's folder, or the
+report in a folder (other files there are left alone). It is looked at before the work begins, and
+what was there stays until the new is whole. A file that a command reads is never written over. A
+study's folder is its own: `study` goes on there, and `report` writes its report anew.
 """
 
 

@@ -146,6 +146,10 @@ BAD = {
     "duplicate id": ("train twice.jsonl -s random -m MODEL -o NEW", "duplicate id: 1 (line 4)"),
     "broken line": ("evaluate broken.jsonl -m MODEL -o NEW.csv", "line 2: not valid JSON"),
     "no rows": ("evaluate empty.jsonl -m MODEL -o NEW.csv", "empty.jsonl"),
+    "no rows to put in order": (
+        "order empty.jsonl -s random -o NEW.jsonl",
+        "empty.jsonl holds no rows to put in order",
+    ),
     "NaN difficulty": ("train nan.jsonl -s curriculum -m MODEL -o NEW", "no finite difficulty"),
     "NaN difficulty of an order": (
         "order nan.jsonl -s curriculum --difficulty difficulty -o NEW.jsonl",
@@ -190,8 +194,57 @@ BAD = {
     "a file": ("study study.yaml -o train.jsonl", "train.jsonl cannot be written to"),
     "adapter folder in use": (
         "train train.jsonl -s random -m MODEL -o full",
-        "not an empty folder",
+        "full is a folder that is not empty. Give another name with -o, or say --overwrite",
     ),
+    "other files than an adapter's": (
+        "train train.jsonl -s random -m MODEL -o full --overwrite",
+        "which is no part of an adapter, so it is not replaced",
+    ),
+    "an input for the output": (
+        "order train.jsonl -s random -o train.jsonl",
+        "train.jsonl is read by this command, so it cannot be written, too",
+    ),
+    "an input for the output, insisted on": (
+        "order train.jsonl -s random -o full/../train.jsonl --overwrite",
+        "is read by this command",
+    ),
+    "a file that is there": (
+        "order train.jsonl -s random -o test.jsonl",
+        "test.jsonl exists. Give another name with -o, or say --overwrite to replace it",
+    ),
+    "predictions over a file that is there": (
+        "evaluate train.jsonl -m MODEL -o results.csv",
+        "results.csv exists",
+    ),
+    "a label table that is there": (
+        "label difficulty train.jsonl --measure length -o results.csv",
+        "results.csv exists",
+    ),
+    "labels over the answers": (
+        "label difficulty train.jsonl --answers results.csv --key id -o results.csv --overwrite",
+        "results.csv is read by this command",
+    ),
+    "clusters over a file that is there": (
+        "label category train.jsonl -o results.csv",
+        "results.csv exists",
+    ),
+    "a report among other files": (
+        "compare results.csv --baseline x -o full",
+        "or say --overwrite to replace the report in it",
+    ),
+    "a report beside what it is made from": (
+        "compare results.csv --baseline x -o . --overwrite",
+        ". holds results.csv, which is read by this command",
+    ),
+    "tables beside what they are made from": (
+        "grid results.csv -o . --overwrite",
+        ". holds results.csv, which is read by this command",
+    ),
+    "a file for a folder": (
+        "compare results.csv --baseline x -o train.jsonl",
+        "train.jsonl is a file; the name of a folder is needed",
+    ),
+    "a folder for a table": ("order train.jsonl -s random -o full", "must end in one of"),
     "no adapter": (
         f"evaluate test.jsonl -m MODEL --adapter full -o NEW.csv {SMALL}",
         "full is no adapter",
@@ -252,7 +305,7 @@ BAD = {
         "Did you mean 'answer'?",
     ),
     "scoring": (
-        "evaluate test.jsonl -m MODEL -o NEW.csv --scoring guess",
+        "evaluate test.jsonl -m MODEL -o NEW.csv --form guess",
         "'letter' (found 'guess')",
     ),
     "bad rows": ("evaluate test.jsonl -m MODEL -o NEW.csv --bad-rows keep", "bad_rows is 'error'"),
@@ -287,8 +340,10 @@ def test_bad_input(
     found: str,
 ) -> None:
     monkeypatch.chdir(folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()}
     words = line.replace("MODEL", str(tiny_llama)).replace("NEW", str(tmp_path / "new")).split()
     said = run(*words)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
     assert said.status == 2, said
     assert found in said.err
     assert "Traceback" not in said.err
@@ -325,6 +380,29 @@ def test_study_status_and_report(study: tuple[Path, Said]) -> None:
     again = run("report", out)
     assert again == Said(0, said.out, "")
     assert (out / "report" / "index.html").is_file()
+
+
+def test_plan_of_a_study_that_was_run(study: tuple[Path, Said]) -> None:
+    """What a question took is what all took, a set that is scored on the way counted there too."""
+    from lessonplan.study.cost import run_cost
+
+    out, _ = study
+    logs = [json.loads(f.read_text()) for f in out.glob("tunings/*/tuning.json")]
+    logs = [log for log in logs if log["arm"] != "untuned"]
+    cost = run_cost(out)
+    assert cost is not None
+    scoring = sum(log["scoring_seconds"] for log in logs)
+    assert [log["questions"] for log in logs] == [48] * 9
+    assert cost.tuning * 9 * 48 == pytest.approx(sum(log["seconds"] for log in logs) - scoring)
+    rows = {log["id"]: 0 for log in logs}
+    for file in out.glob("tunings/*/evaluations/*.parquet"):
+        if file.parents[1].name in rows:
+            rows[file.parents[1].name] += pq.read_metadata(file).num_rows
+    assert rows == {log["id"]: log["scored"] for log in logs}
+    assert cost.scoring * 9 * (24 + 8) == pytest.approx(scoring)
+    said = run("plan", out, "--questions", 48)
+    assert said.status == 0, said
+    assert "A seed takes 3 runs, a run" in said.out
 
 
 def test_failed_runs_end_in_status_1(folder: Path, tmp_path: Path) -> None:
@@ -438,11 +516,48 @@ def test_predictions_in_other_formats(
 ) -> None:
     said = run(
         *("evaluate", folder / "test.jsonl", "-m", tiny_llama, "-o", tmp_path / name),
-        *("--scoring", "letter", "--set", "threads=1"),
+        *("--form", "letter", "--set", "threads=1"),
     )
     assert said.status == 0
     lines = (tmp_path / name).read_text().splitlines()
     assert len(lines) == 24 + name.endswith("csv")
+
+
+def test_overwrite(folder: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    """What is there is replaced as a whole, and only by a command that ends well."""
+    adapter, ordered = tmp_path / "adapter", tmp_path / "ordered.jsonl"
+    ordered.touch()  # nothing is lost with an empty file or folder
+    adapter.mkdir()
+    train = ("train", folder / "train.jsonl", "-m", tiny_llama, "-o", adapter)
+    train += ("--set", "threads=1", "--set", "adapter.layers=1")
+    order = ("order", folder / "train.jsonl", "-o", ordered)
+    found = []
+    for more in ([], ["--overwrite"]):
+        for command in (train, order):
+            said = run(*command, "-s", "original" if more else "random", *more)
+            assert said.status == 0, said
+        assert {p.name for p in adapter.iterdir()} == {
+            "adapter_config.json",
+            "adapter_model.safetensors",
+        }
+        found.append([(adapter / "adapter_model.safetensors").read_bytes(), ordered.read_bytes()])
+    assert all(first != second for first, second in zip(*found, strict=True))
+    said = run(*train, "-s", "random", "--set", "learning_rate=1e30", "--overwrite")
+    assert said.status == 1
+    assert (adapter / "adapter_model.safetensors").read_bytes() == found[1][0]
+    assert {p.name for p in tmp_path.iterdir()} == {"adapter", "ordered.jsonl"}
+
+
+def test_a_report_is_overwritten_and_other_files_are_not(folder: Path, tmp_path: Path) -> None:
+    command = ("compare", folder / "results.csv", "-o", tmp_path, "--baseline")
+    assert run(*command, "x").status == 0
+    page = (tmp_path / "index.html").read_bytes()
+    (tmp_path / "notes.txt").write_text("mine")
+    assert run(*command, "y").status == 2
+    assert (tmp_path / "index.html").read_bytes() == page
+    assert run(*command, "y", "--overwrite").status == 0
+    assert (tmp_path / "index.html").read_bytes() != page
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_training_that_fails(folder: Path, tiny_llama: Path, tmp_path: Path) -> None:
@@ -526,7 +641,7 @@ def test_order_of_the_bank(tmp_path: Path) -> None:
     # A setting needs the difficulty where the strategy does not.
     said = run(
         *("order", "icd10cm", "--split", "test", "-s", "blocked"),
-        *("--category-order", "difficulty", "-o", out),
+        *("--category-order", "difficulty", "-o", out, "--overwrite"),
     )
     assert said.status == 0
 
@@ -639,6 +754,26 @@ def test_bad_labels(
     assert not list(out.iterdir())
 
 
+def test_where_answers_begin(folder: Path, tmp_path: Path) -> None:
+    """Indices of which none is 0 or the number of options leave it open."""
+    indices = [{k: v for k, v in row.items() if k not in ("options", "answer")} for row in rows(4)]
+    indices = [
+        row | {"a": "one", "b": "two" + "o" * i, "c": "three", "key": 1 + i % 2}
+        for i, row in enumerate(indices)
+    ]
+    data, out = write(tmp_path / "indices.jsonl", indices), tmp_path / "length.csv"
+    command = ("label", "difficulty", data, "--measure", "length", "-o", out,
+               "--column", "options=a,b,c", "--column", "answer=key")  # fmt: skip
+    said = run(*command)
+    assert said.status == 2
+    assert "Set answer_base to 0 or 1" in said.err
+    said = run(*command, "--answer-base", 2)
+    assert said.status == 2
+    assert "answer_base is 0 or 1, not 2" in said.err
+    assert run(*command, "--answer-base", 1).status == 0
+    assert out.is_file()
+
+
 def test_a_label_table_and_a_column_together(folder: Path, tmp_path: Path) -> None:
     """The category is the data's own, the difficulty comes from the table."""
     table, ordered = tmp_path / "length.csv", tmp_path / "ordered.jsonl"
@@ -707,7 +842,7 @@ def test_a_bank_that_is_taken_as_a_whole_is_said_to_be(tmp_path: Path) -> None:
     out = tmp_path / "ordered.jsonl"
     whole = run("order", "icd10cm", "-s", "blocked", "-o", out)
     assert "taken as a whole; --split train or --split test" in whole.err
-    part = run("order", "icd10cm", "--split", "train", "-s", "blocked", "-o", out)
+    part = run("order", "icd10cm", "--split", "train", "-s", "blocked", "-o", out, "--overwrite")
     assert (part.status, part.err) == (0, "")
 
 

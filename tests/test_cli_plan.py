@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import lessonplan.study
@@ -27,6 +29,7 @@ training: DATA
 evaluation: [{data: DATA, name: exam, sample: 20}]
 strategies: [random, blocked, interleaved]
 seeds: 3
+checkpoints: {at: []}
 labels: {category: {human: {column: category}}}
 workers: 2
 """
@@ -70,11 +73,17 @@ def folder(tmp_path: Path, outcome: Outcome, monkeypatch: pytest.MonkeyPatch) ->
     runs = [{"id": f"{arm}{seed}", "arm": arm} for arm in outcome.arms for seed in range(4)]
     path.mkdir()
     (path / "plan.json").write_text(json.dumps({"runs": runs}))
-    (path / "study.yaml").write_text("name: planned\nworkers: 2\n")
+    (path / "study.yaml").write_text(STUDY.replace("DATA", "train", 1).replace("DATA", "exam"))
+    (path / "data").mkdir()
+    for name, n in (("train", 100), ("exam", 120)):
+        pq.write_table(
+            pa.table({"id": [f"{name}{i}" for i in range(n)]}), path / f"data/{name}.parquet"
+        )
+    # 100 questions trained on in 2,400 s, 120 scored in 1,200 s.
+    log = {"seconds": 3600.0, "scoring_seconds": 1200.0, "questions": 100, "scored": 120}
     for run in runs[:6]:
         (path / "tunings" / run["id"]).mkdir(parents=True)
-        log = json.dumps({"seconds": 3600.0, "scoring_seconds": 1200.0})
-        (path / "tunings" / run["id"] / TUNING).write_text(log)
+        (path / "tunings" / run["id"] / TUNING).write_text(json.dumps({"id": run["id"], **log}))
     record = Record(title="planned", outcomes=[outcome], runs_planned=12)
     monkeypatch.setattr(lessonplan.study, "read_record", lambda _: record)
     return path
@@ -106,8 +115,8 @@ def test_a_folder_says_what_it_can_see_and_what_it_costs(folder: Path, outcome: 
         points(smallest_gain(c, 6, 240, arms=3, level=0.025)) for c in (found, found.cautious)
     )
     # 18 runs of 2,400 s tuning and twice 1,200 s of scoring, two at a time: 12 hours.
-    assert f"│ 6 │ 18 │ {low} to {high} points (12 h) │" in said
-    assert "m on exam" in said
+    assert f"│ 6 │ 18 │ {low} to {high} (12 h) │" in said
+    assert "m on exam: the smallest gain in points that is seen with a power of 80%" in said
     assert f"({found.df} degrees of freedom between seeds)" in said
     assert "a run 2400 s of tuning and 1200 s of scoring, with 2 workers" in said
 
@@ -151,7 +160,44 @@ def test_a_file_that_was_not_run(file: Path, folder: Path, outcome: Outcome) -> 
     found = components(outcome)
     assert found is not None
     assert points(smallest_gain(found, 5, 20, arms=3, level=0.025)) in said
-    assert "2400 s of tuning" in said
+    # A run here is 30 questions at 24 s and 20 at 10 s.
+    assert "a run 720 s of tuning and 200 s of scoring, with 2 workers" in said
+
+
+# What is planned, on 30 questions, and the hours of 5 seeds with the study's questions and 2 and 4
+# times as many. A question trained on takes 24 s, one scored 10 s, and two runs go side by side.
+HOURS = {
+    # 15 runs of 30 * 24 s, and 10 s for each of 20, 40 and 80.
+    "one set": ({}, [1.9, 2.3, 3.2]),
+    # 15 runs of 60 * 24 s, and 8 questions of each set halfway (after 32), 20 and 10 at the end:
+    # 1,440 s + 460 s. With more in one set, those at its end alone grow: by 20, 60; by 10, 30.
+    "checkpoints": (
+        {
+            "checkpoints: {at: []}": "checkpoints: {at: [0.5], questions: 8}\nrecipe: {epochs: 2}",
+            "sample: 20}": "sample: 20}, {data: DATA, name: more, sample: 10}",
+        },
+        [4.0, 4.4, 5.2, 4.0, 4.2, 4.6],
+    ),
+    # 45 runs of 20 * 24 s, and 10 s for each of 10 held out and 20 of the exam. More held-out
+    # questions are more to train on: 40 and 80, with 20 and 40 held out.
+    "folds": (
+        {"training: DATA": "training: {data: DATA, folds: 3}"},
+        [4.9, 8.5, 16, 4.9, 6.1, 8.6],
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "hours"), HOURS.values(), ids=HOURS)
+def test_hours_are_those_of_the_studys_own_questions(
+    tmp_path: Path, file: Path, folder: Path, changes: dict[str, str], hours: list[float]
+) -> None:
+    text = STUDY
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    file.write_text(text.replace("DATA", str(tmp_path / "data.jsonl")))
+    status, said = plan(file, "--like", folder, "--seeds", 5)
+    assert status == 0, said
+    assert [float(h) for h in re.findall(r"\(([\d.]+) h\)", said)] == hours
 
 
 def test_completions_are_not_planned_with_the_accuracy_of_the_demo(
@@ -176,7 +222,7 @@ def test_completions_are_not_planned_with_the_accuracy_of_the_demo(
     assert found is not None
     least = smallest_gain(found, 5, 20, arms=2, level=0.05)
     assert f"{least:.4f} to" in said
-    assert "nats per token" in said
+    assert "the smallest gain in nats per token that is seen" in said
 
 
 def test_a_single_question_or_order_has_no_plan(

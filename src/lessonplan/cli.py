@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,18 +17,21 @@ from typer.core import TyperGroup
 from lessonplan.cli_grid import grid
 from lessonplan.cli_label import label_app
 from lessonplan.cli_options import (
+    AnswerBaseOption,
     BadRowsOption,
     ColumnsOption,
     Data,
+    FormOption,
     ModelOption,
+    OverwriteOption,
     ScoreOption,
-    ScoringOption,
     SeedOption,
     SetOption,
     SplitOption,
     StrategyOption,
     TrustOption,
     check_out,
+    console,
     note_parts,
     read_columns_option,
     say,
@@ -123,6 +128,7 @@ def compare(
         ),
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for a report.")] = None,
+    overwrite: OverwriteOption = False,
     baseline: Annotated[
         str, typer.Option(help="The arm that gains are measured against.")
     ] = "random",
@@ -131,6 +137,8 @@ def compare(
     from lessonplan.report import write_report
     from lessonplan.statistics import compare as compare_tables
 
+    if out is not None:
+        check_out(out, *files, overwrite=overwrite, holds="report")
     comparison = compare_tables(files, baseline=baseline)
     _print(comparison)
     if out is not None:
@@ -144,6 +152,7 @@ def order(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="File to write (.jsonl, .csv, .parquet).")
     ],
+    overwrite: OverwriteOption = False,
     category: Annotated[str | None, typer.Option(help="Column with the category.")] = None,
     difficulty: Annotated[str | None, typer.Option(help="Column with the difficulty.")] = None,
     labels: Annotated[
@@ -197,6 +206,7 @@ def order(
 
     if trainer is not None:
         trainer_settings(trainer, out, [])  # said before the work, not after it
+    check_out(out, data, *(labels or []), overwrite=overwrite)
     # A file is any table; a named data set is questions, with their own labels.
     if Path(data).is_file() and split is not None:
         raise InputError(f"{data} is one file and has no splits; leave out --split.")
@@ -226,6 +236,8 @@ def order(
             n = len(next(iter(found.values())))
         else:
             n = count_rows(data) if questions is None else len(questions)
+        if n == 0:
+            raise InputError(f"{data} holds no rows to put in order.")
         permutation = make_order(
             strategy,
             n,
@@ -255,12 +267,14 @@ def train(
     data: Data,
     strategy: StrategyOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the adapter.")],
+    overwrite: OverwriteOption = False,
     model: ModelOption = "smollm2-135m",
     seed: SeedOption = 0,
     split: SplitOption = None,
     column: ColumnsOption = None,
+    answer_base: AnswerBaseOption = None,
     bad_rows: BadRowsOption = "error",
-    scoring: ScoringOption = "cloze",
+    form: FormOption = "cloze",
     score: ScoreOption = "per_token",
     processes: Annotated[
         int | None, typer.Option(help="With --set trainer=trl: processes to start, one a GPU.")
@@ -277,24 +291,37 @@ def train(
     from lessonplan.training.recipe import read_recipe, read_scoring
 
     recipe = read_recipe(settings or [])
-    form = read_scoring(scoring, score)
+    scoring = read_scoring(form, score)
+    check_out(out, data, overwrite=overwrite, holds="adapter")
     questions = load_questions(
-        data, split=split, columns=read_columns_option(column), bad_rows=bad_rows
+        data,
+        split=split,
+        columns=read_columns_option(column),
+        answer_base=answer_base,
+        bad_rows=bad_rows,
     )
     note_parts(data, split)
+    from lessonplan.study.files import new_folder
     from lessonplan.training.train import train as train_model
     from lessonplan.training.tune import TuningError
 
+    if overwrite and processes:  # the last words of processes that fail are to stay there
+        shutil.rmtree(out, ignore_errors=True)
     try:
-        with step_bar(len(questions) * recipe.epochs) as on_step:
+        with (
+            new_folder(out.resolve())
+            if overwrite and not processes
+            else nullcontext(out) as folder,
+            step_bar(len(questions) * recipe.epochs) as on_step,
+        ):
             log = train_model(
                 questions,
                 model,
                 strategy,
-                out,
+                folder,
                 seed=seed,
                 recipe=recipe,
-                scoring=form,
+                scoring=scoring,
                 trust_remote_code=trust_remote_code,
                 processes=processes,
                 on_step=on_step,
@@ -310,12 +337,14 @@ def train(
 def evaluate(
     data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="Predictions (.parquet, .jsonl, .csv).")],
+    overwrite: OverwriteOption = False,
     model: ModelOption = "smollm2-135m",
     adapter: Annotated[Path | None, typer.Option(help="A LoRA adapter's folder.")] = None,
-    scoring: ScoringOption = "cloze",
+    form: FormOption = "cloze",
     score: ScoreOption = "per_token",
     split: SplitOption = None,
     column: ColumnsOption = None,
+    answer_base: AnswerBaseOption = None,
     bad_rows: BadRowsOption = "error",
     settings: SetOption = None,
     trust_remote_code: TrustOption = False,
@@ -332,23 +361,27 @@ def evaluate(
     from lessonplan.training.recipe import read_recipe, read_scoring
 
     recipe = read_recipe(settings or [])
-    form = read_scoring(scoring, score)
-    check_out(out)
+    scoring = read_scoring(form, score)
+    check_out(out, data, overwrite=overwrite)
     questions = load_questions(
-        data, split=split, columns=read_columns_option(column), bad_rows=bad_rows
+        data,
+        split=split,
+        columns=read_columns_option(column),
+        answer_base=answer_base,
+        bad_rows=bad_rows,
     )
     note_parts(data, split)
     table = evaluate_model(
         questions,
         model,
         adapter=adapter,
-        scoring=form,
+        scoring=scoring,
         recipe=recipe,
         trust_remote_code=trust_remote_code,
     )
     write_table(Dataset(table), out)
     if are_completions(questions):
-        told = f"{LIKELIHOODS[form.score]} {np.mean(table['value'].to_numpy()):.4f}"
+        told = f"{LIKELIHOODS[scoring.score]} {np.mean(table['value'].to_numpy()):.4f}"
         say(f"{counted(len(table), 'completion')}: {told}; predictions: {out}")
         return
     answers, chosen = (np.asarray(table[name].to_numpy()) for name in ("answer", "chosen"))
@@ -499,9 +532,7 @@ def _list(entries: dict[str, str]) -> None:
 
 
 def _print(thing: Any) -> None:
-    from rich.console import Console
-
-    Console().print(thing)
+    console().print(thing)
 
 
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 
-from lessonplan.cli_options import say
+from lessonplan.cli_options import OverwriteOption, check_out, console, say
 from lessonplan.errors import InputError
 
 Number = TypeVar("Number", int, float)
@@ -40,9 +39,9 @@ def grid(
         str, typer.Option(help="The strategy that gains are measured against.")
     ] = "random",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the tables.")] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Tables over models, evaluation sets and labels from bare accuracies, such as a paper's."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -51,6 +50,8 @@ def grid(
     from lessonplan.report.grid_tables import grid_tables
     from lessonplan.statistics import grid as make_grid
 
+    if out is not None:
+        check_out(out, file, overwrite=overwrite, holds="report")
     made = make_grid(
         file,
         models=_names(models),
@@ -60,16 +61,16 @@ def grid(
         chance=_numbers("--chance", chance, float),
         runs=runs,
     )
-    # Into a file or a pipe, tables are as wide as they need to be.
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    terminal = console()
     for table in grid_tables(made):
-        shown = Table(title=Text(table.caption), title_justify="left")
+        terminal.print(Text(table.caption))  # a title would be as narrow as its table
+        shown = Table()
         for i, head in enumerate(table.heads):
             worded = i == 0 or i in table.worded
             shown.add_column(Text(head), justify="left" if worded else "right", overflow="fold")
         for row in table.rows:
             shown.add_row(*(Text(cell.text) for cell in row))
-        console.print(shown)
+        terminal.print(shown)
     say("\n".join(grid_sentences(made)))
     if out is not None:
         say(f"tables: {write_grid(made, out, title=file.stem)}")

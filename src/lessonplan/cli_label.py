@@ -8,10 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from lessonplan.cli_options import (
+    AnswerBaseOption,
     BadRowsOption,
     ColumnsOption,
     Data,
     LabelOut,
+    OverwriteOption,
     ScoreOption,
     SetOption,
     SplitOption,
@@ -28,6 +30,7 @@ label_app = typer.Typer(help="Label questions: how hard they are, and what they 
 def label_difficulty(
     data: Data,
     out: LabelOut,
+    overwrite: OverwriteOption = False,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -68,6 +71,7 @@ def label_difficulty(
     score: ScoreOption = "per_token",
     split: SplitOption = None,
     column: ColumnsOption = None,
+    answer_base: AnswerBaseOption = None,
     bad_rows: BadRowsOption = "error",
     settings: SetOption = None,
 ) -> None:
@@ -106,8 +110,9 @@ def label_difficulty(
             },
         },
     )
+    check_out(out, data, answers, overwrite=overwrite)
     keep = [share_right] if share_right else []
-    questions = _label_questions(data, out, split, column, bad_rows, keep)
+    questions = _label_questions(data, split, column, answer_base, bad_rows, keep)
     label = _write_label("difficulty", spec, questions, data, out, recipe, scoring)
     _say_summary(label, questions)
 
@@ -116,6 +121,7 @@ def label_difficulty(
 def label_category(
     data: Data,
     out: LabelOut,
+    overwrite: OverwriteOption = False,
     embedder: Annotated[
         str, typer.Option(help="minilm (offline), pubmedbert (the paper's), folder or hub id.")
     ] = "minilm",
@@ -130,6 +136,7 @@ def label_category(
     threads: Annotated[int, typer.Option(help="CPU threads for the embeddings.")] = 2,
     split: SplitOption = None,
     column: ColumnsOption = None,
+    answer_base: AnswerBaseOption = None,
     bad_rows: BadRowsOption = "error",
 ) -> None:
     """Label what each question is about, by clustering.
@@ -148,7 +155,8 @@ def label_category(
         "seed": seed,
     }
     spec = read_label_spec("category", {"cluster": cluster})
-    questions = _label_questions(data, out, split, column, bad_rows, [])
+    check_out(out, data, overwrite=overwrite)
+    questions = _label_questions(data, split, column, answer_base, bad_rows, [])
     recipe = read_recipe([f"threads={threads}"])
     label = _write_label("category", spec, questions, data, out, recipe, Scoring())
     _say_summary(label, questions)
@@ -156,17 +164,21 @@ def label_category(
 
 def _label_questions(
     data: str,
-    out: Path,
     split: str | None,
     column: list[str] | None,
+    answer_base: int | None,
     bad_rows: str,
     keep: list[str],
 ) -> Any:
     from lessonplan.data import load_questions
 
-    check_out(out)
     return load_questions(
-        data, split=split, columns=read_columns_option(column), bad_rows=bad_rows, keep=keep
+        data,
+        split=split,
+        columns=read_columns_option(column),
+        answer_base=answer_base,
+        bad_rows=bad_rows,
+        keep=keep,
     )
 
 

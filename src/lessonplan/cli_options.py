@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -31,10 +32,16 @@ ColumnsOption = Annotated[
         "given several times.",
     ),
 ]
+AnswerBaseOption = Annotated[
+    int | None,
+    typer.Option(
+        help="0 or 1, the index of the first option, where the answers are indices and do not tell."
+    ),
+]
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Name (`lessonplan models`), folder, .gguf or hub id.")
 ]
-ScoringOption = Annotated[str, typer.Option(help="cloze or letter.")]
+FormOption = Annotated[str, typer.Option(help="How options are compared: cloze or letter.")]
 ScoreOption = Annotated[str, typer.Option(help="sum, per_token, per_byte or unconditional.")]
 SetOption = Annotated[
     list[str] | None,
@@ -43,7 +50,14 @@ SetOption = Annotated[
 LabelOut = Annotated[
     Path, typer.Option("--out", "-o", help="Label table (.parquet, .jsonl, .csv).")
 ]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what -o names, should it be there.")
+]
 TrustOption = Annotated[bool, typer.Option(help="Run code that lies beside a model's weights.")]
+
+Kind = Literal["table", "report", "adapter"]
+OTHER = "Give another name with -o"
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "trainer")  # what `train` writes
 
 
 def read_columns_option(pairs: list[str] | None) -> dict[str, Any] | None:
@@ -58,16 +72,59 @@ def read_columns_option(pairs: list[str] | None) -> dict[str, Any] | None:
     return columns
 
 
-def check_out(out: Path) -> None:
-    """Refuse a name that no table can be written under: said before the work, not after it.
+def check_out(
+    out: Path, *inputs: str | Path | None, overwrite: bool, holds: Kind = "table"
+) -> None:
+    """Refuse a place that nothing should be written to: said before the work, not after it.
+
+    A file or folder has to be new or empty, unless `overwrite` says to replace it. What a command
+    reads it never replaces, whatever is said.
+
+    Args:
+        out: what -o names.
+        inputs: files and folders that the command reads; names of data sets are passed over.
+        overwrite: replace what is there.
+        holds: "table" is a file; "report" and "adapter" are folders. Of a report its own files are
+            replaced; an adapter's folder is replaced as a whole, if it holds nothing else.
 
     Raises:
-        InputError: its ending is unknown.
+        InputError: as above; an ending that no table has; a folder for a file, or a file for a
+            folder.
     """
     from lessonplan.data.tables import EXTENSIONS, table_format
 
-    if table_format(out) is None:
+    if holds == "table" and table_format(out) is None:
         raise InputError(f"{out}: the name must end in one of {', '.join(EXTENSIONS)}.")
+    if not os.path.exists(out):  # Path.exists raises for a name that no file can have
+        return
+    if holds == "table" and out.is_dir():
+        raise InputError(f"{out} is a folder; the name of a file is needed.")
+    if holds != "table" and not out.is_dir():
+        raise InputError(f"{out} is a file; the name of a folder is needed.")
+    for given in inputs:
+        if given is None or not os.path.exists(given):
+            continue
+        if os.path.samefile(given, out):
+            raise InputError(
+                f"{out} is read by this command, so it cannot be written, too. {OTHER}."
+            )
+        if out.is_dir() and os.path.samefile(Path(given).absolute().parent, out):
+            raise InputError(
+                f"{out} holds {Path(given).name}, which is read by this command. {OTHER}."
+            )
+    found = [path.name for path in out.iterdir()] if out.is_dir() else []
+    if not (found or (out.is_file() and out.stat().st_size)):
+        return
+    if not overwrite:
+        what = "is a folder that is not empty" if found else "exists"
+        part = "the report in it" if holds == "report" else "it"
+        raise InputError(f"{out} {what}. {OTHER}, or say --overwrite to replace {part}.")
+    foreign = sorted(set(found) - set(ADAPTER))
+    if holds == "adapter" and foreign:
+        raise InputError(
+            f"{out} holds {foreign[0]!r}, which is no part of an adapter, so it is not replaced. "
+            f"{OTHER}."
+        )
 
 
 def note_parts(data: str, split: str | None) -> None:
@@ -79,6 +136,13 @@ def note_parts(data: str, split: str | None) -> None:
             f"note: {data} is taken as a whole; --split train or --split test takes one part.",
             file=sys.stderr,
         )
+
+
+def console() -> Any:
+    """Return where tables are printed: into a file or a pipe, as wide as they need to be."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def say(text: str) -> None:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lessonplan.cli_options import console
 from lessonplan.errors import InputError, counted
 
 if TYPE_CHECKING:
     from lessonplan.statistics.power import Components
-    from lessonplan.study.cost import Cost
+    from lessonplan.study import Study
+    from lessonplan.study.cost import Cost, Work
 
 SEEDS = (3, 5, 10, 20)
 MULTIPLES = (1, 2, 4)
@@ -24,12 +26,14 @@ class Comparison:
 
     Attributes:
         place: "model on evaluation set".
+        set: the set's name, that of the training set for held-out folds.
         arms: how many, baseline included.
         found: components; None where nothing can be planned, and `origin` says why.
         origin: where the components are from, one sentence.
     """
 
     place: str
+    set: str
     metric: str
     questions: int
     arms: int
@@ -43,16 +47,31 @@ class Layout:
 
     Attributes:
         family: tests that Holm's correction runs over.
-        runs_per_seed: fine-tunings of one seed.
-        cost: what a run takes here; None where unknown.
+        seeds: how many it has.
+        sizes: the number of questions of each training and evaluation set.
+        cost: what a question takes here; None where unknown.
     """
 
-    name: str
+    study: Study
     comparisons: list[Comparison]
     family: int
-    runs_per_seed: int
     seeds: int
+    sizes: dict[str, int]
     cost: Cost | None
+
+    def work(self, grown: Comparison | None = None, questions: int = 0) -> Work:
+        """Return the work of one seed, with another number of questions in one set."""
+        from lessonplan.study.cost import seed_work
+
+        sizes: dict[str, float] = dict(self.sizes)
+        if grown is not None:
+            sizes[grown.set] *= questions / grown.questions
+        return seed_work(self.study, sizes)
+
+    @property
+    def runs_per_seed(self) -> int:
+        """Fine-tunings of one seed."""
+        return self.work().runs
 
 
 def plan(
@@ -67,7 +86,7 @@ def plan(
     like: Annotated[
         Path | None,
         typer.Option(
-            help="A study's folder whose gains vary as those of STUDY will, and its cost."
+            help="A study's folder: gains of STUDY vary as its do, and a question takes as long."
         ),
     ] = None,
     questions: Annotated[
@@ -78,23 +97,22 @@ def plan(
     ] = None,
 ) -> None:
     """Say which gains a study can see with how many seeds and questions, and at what cost."""
-    from rich.console import Console
     from rich.text import Text
 
     _check(gain, power, questions, seeds)
     laid_out = _of_folder(study, like) if study.is_dir() else _of_file(study, like)
-    console = Console()
+    terminal = console()
     for comparison in laid_out.comparisons:
         if comparison.found is None:
-            console.print(Text(f"{comparison.place}: {comparison.origin}\n"))
+            terminal.print(Text(f"{comparison.place}: {comparison.origin}\n"))
             continue
         if gain is None:
             table = _smallest_table(laid_out, comparison, power, questions, seeds)
         else:
             table = _needed_table(laid_out, comparison, gain, power, questions)
-        console.print(table)
-        console.print(Text(comparison.origin + "\n"))
-    console.print(Text(_cost_words(laid_out)))
+        terminal.print(table)
+        terminal.print(Text(comparison.origin + "\n"))
+    terminal.print(Text(_cost_words(laid_out)))
 
 
 def _check(
@@ -111,12 +129,20 @@ def _check(
 
 
 def _of_folder(path: Path, like: Path | None) -> Layout:
+    import pyarrow.parquet as pq
+
     from lessonplan.statistics.family import judged
     from lessonplan.statistics.power import components
-    from lessonplan.study import read_record
+    from lessonplan.study import load_study, read_record
     from lessonplan.study.cost import run_cost
+    from lessonplan.study.plan import named_evaluations
+    from lessonplan.study.store import open_folder
 
     record = read_record(path)
+    folder = open_folder(path)
+    study = load_study(folder.study_file)
+    names = [spec.title for spec in [*study.training, *study.evaluation]]
+    sets = dict(named_evaluations(study))
     comparisons = []
     for outcome in record.outcomes:
         found, origin = components(outcome), ""
@@ -134,6 +160,7 @@ def _of_folder(path: Path, like: Path | None) -> Layout:
         comparisons.append(
             Comparison(
                 outcome.place,
+                sets[outcome.evaluation],
                 outcome.metric,
                 questions,
                 len(outcome.arms),
@@ -141,13 +168,12 @@ def _of_folder(path: Path, like: Path | None) -> Layout:
                 origin,
             )
         )
-    seeds = len(record.outcomes[0].seeds) if record.outcomes else 0
     return Layout(
-        record.title,
+        study,
         comparisons,
         sum(c.arms - 1 for c in comparisons),
-        record.runs_planned // max(seeds, 1),
-        seeds,
+        len(study.seeds),
+        {name: pq.read_metadata(folder.data(name)).num_rows for name in names},
         run_cost(path) or (None if like is None else run_cost(like)),
     )
 
@@ -178,9 +204,9 @@ def _of_file(path: Path, like: Path | None) -> Layout:
     from lessonplan.study import load_study
     from lessonplan.study.config import DataSpec
     from lessonplan.study.cost import run_cost
-    from lessonplan.study.plan import arms, held_out_name
+    from lessonplan.study.plan import arms, named_evaluations
 
-    study = load_study(path, [])
+    study = load_study(path)
 
     def size(spec: DataSpec) -> tuple[int, str]:
         """Return the number of questions and the metric of their scores."""
@@ -197,23 +223,26 @@ def _of_file(path: Path, like: Path | None) -> Layout:
         return min(len(questions), spec.sample or len(questions)), metric
 
     names = [name for name, _, _ in arms(study)]
-    sets = [(spec.title, *size(spec)) for spec in study.evaluation]
-    held_out = [(held_out_name(t.title), *size(t)) for t in study.training if t.folds]
-    known = {metric: _elsewhere(like, metric) for *_, metric in held_out + sets}
+    found = {spec.title: size(spec) for spec in [*study.training, *study.evaluation]}
+    sizes = {name: n for name, (n, _) in found.items()}
+    known = {
+        metric: _elsewhere(like, metric)
+        for metric in dict.fromkeys(found[name][1] for _, name in named_evaluations(study))
+    }
     comparisons = []
     for model in study.models:
-        for name, n, metric in held_out + sets * len(study.training):
+        for evaluation, name in named_evaluations(study):
+            n, metric = found[name]
             lacking = _too_small(len(names), n)
-            found, origin = (None, lacking) if lacking else known[metric]
-            place = place_of(model.title, name)
-            comparisons.append(Comparison(place, metric, n, len(names), found, origin))
-    tunings = sum(spec.folds or 1 for spec in study.training) * len(study.models)
+            parts, origin = (None, lacking) if lacking else known[metric]
+            place = place_of(model.title, evaluation)
+            comparisons.append(Comparison(place, name, metric, n, len(names), parts, origin))
     return Layout(
-        study.name,
+        study,
         comparisons,
         sum(c.arms - 1 for c in comparisons),
-        tunings * len(names),
         len(study.seeds),
+        sizes,
         None if like is None else run_cost(like),
     )
 
@@ -270,14 +299,15 @@ def _smallest_table(
     from rich.text import Text
 
     from lessonplan.statistics.power import smallest_gain
-    from lessonplan.statistics.verdict import amount
+    from lessonplan.statistics.verdict import signed, unit
 
     sizes = questions or [comparison.questions * m for m in MULTIPLES]
+    measured = unit(comparison.metric) and f" in{unit(comparison.metric)}"
     rows = sorted(set(seeds or {*SEEDS, laid_out.seeds} - {0, 1, 2}))
     table = Table(
         title=Text(
-            f"{comparison.place}: the smallest gain seen with a power of {power:.0%}, "
-            f"{_holm(laid_out)}"
+            f"{comparison.place}: the smallest gain{measured} that is seen with a power of "
+            f"{power:.0%}, {_holm(laid_out)}"
         ),
         title_justify="left",
     )
@@ -289,15 +319,15 @@ def _smallest_table(
         cells = []
         for size in sizes:
             low, high = (
-                amount(
+                signed(
                     smallest_gain(
                         c, number, size, arms=comparison.arms, level=_level(laid_out), power=power
                     ),
                     comparison.metric,
-                )
+                ).lstrip("+")
                 for c in _both(comparison)
             )
-            cell = low if low == high else f"{low.split()[0]} to {high}"
+            cell = low if low == high else f"{low} to {high}"
             cells.append(cell + _hours(laid_out, comparison, number, size))
         table.add_row(str(number), str(number * laid_out.runs_per_seed), *cells)
     return table
@@ -363,8 +393,8 @@ def _holm(laid_out: Layout) -> str:
 def _hours(laid_out: Layout, comparison: Comparison, seeds: int, questions: int) -> str:
     if laid_out.cost is None:
         return ""
-    runs = seeds * laid_out.runs_per_seed
-    hours = laid_out.cost.hours(runs, questions / comparison.questions)
+    seconds = laid_out.work(comparison, questions).seconds(laid_out.cost)
+    hours = seeds * seconds / laid_out.study.workers / 3600
     return f" ({hours:.2g} h)" if hours < 10 else f" ({hours:.0f} h)"
 
 
@@ -381,8 +411,11 @@ def _cost_words(laid_out: Layout) -> str:
         return (
             f"{said}; what a run takes here is unknown until some are done (or with --like).{two}"
         )
+    work = laid_out.work()
+    tuning, scoring = cost.tuning * work.trained, cost.scoring * work.scored
+    others = ", with the other sets as they are" if len(laid_out.study.evaluation) > 1 else ""
     return (
-        f"{said}, a run {cost.tuning:.0f} s of tuning and {cost.scoring:.0f} s of scoring, with "
-        f"{counted(cost.workers, 'worker')}. Hours are for all runs of the study; what is finished "
-        f"is kept.{two}"
+        f"{said}, a run {tuning / work.runs:.0f} s of tuning and {scoring / work.runs:.0f} s of "
+        f"scoring, with {counted(laid_out.study.workers, 'worker')}. Hours are for all runs of the "
+        f"study{others}; what is finished is kept.{two}"
     )

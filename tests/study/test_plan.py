@@ -15,6 +15,7 @@ import pytest
 from lessonplan import orders
 from lessonplan.errors import InputError
 from lessonplan.study import Study
+from lessonplan.study.cost import seed_work
 from lessonplan.study.plan import UNTUNED, Plan, Run, make_plan
 
 Make = Callable[..., Study]
@@ -307,3 +308,39 @@ def test_difficulty_from_a_table_of_answers(make: Make, tmp_path: Path) -> None:
     run = tuned(plan)[-1]
     assert run.sources == {"difficulty": "models"}
     assert (np.diff(difficulty[run.order]) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"recipe": {"epochs": 2, "batch_size": 3}, "checkpoints": {"at": [0.01, 0.3, 0.9]}},
+        {
+            "models": [
+                {"model": "MODEL", "name": n, "recipe": {"epochs": e}} for n, e in ("a1", "b3")
+            ]
+        },
+        {
+            "strategies": [{"strategy": s, "repeat": 2} for s in ("random", "blocked")],
+            "baseline": "random (repeat=2)",
+        },
+        {"recipe": {"trainer": "trl"}},
+    ],
+)
+@pytest.mark.parametrize("folds", [None, 4])
+def test_the_work_of_a_seed_is_that_of_its_runs(
+    make: Make, data: Path, settings: dict[str, Any], changes: dict[str, Any], folds: int | None
+) -> None:
+    model = settings["models"][0]["model"]
+    changes |= {"models": [m | {"model": model} for m in changes.get("models", [{"name": "m"}])]}
+    study = make(
+        seeds=1,
+        training=[{"data": str(data / "train.jsonl"), "folds": folds}],
+        evaluation=[str(data / "test.jsonl"), str(data / "more.jsonl")],
+        **changes,
+    )
+    runs = tuned(make_plan(study))
+    work = seed_work(study, {"train": 48, "test": 24, "more": 12})
+    assert work.runs == len(runs)
+    assert work.trained == sum(len(run.order) for run in runs if run.order is not None)
+    assert work.scored == sum(e.cost for run in runs for e in run.evaluations)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+from lessonplan.errors import counted
 from lessonplan.report.document import document
 from lessonplan.report.formats import to_html
 from lessonplan.report.grid_tables import KINDS, exact, grid_tables
@@ -32,7 +33,7 @@ def grid_sentences(grid: Grid) -> list[str]:
             k = max(b.k for c in kept for b in c.best if b.setting == setting.name)
             gained = exact(average.gain, grid.metric, sign=True) + unit(grid.metric)
             told = (
-                f"The best of {k} orders gains {gained}"
+                f"The best of {counted(k, 'order')} gains {gained}"
                 + ("" if alone else f" on average over {average.columns} {KINDS[by]}s")
                 + (f" with {setting.name}" if setting.name else "")
             )

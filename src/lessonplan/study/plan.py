@@ -215,6 +215,21 @@ def held_out_name(training: str) -> str:
     return f"{training} (held out)"
 
 
+def tuned_on_name(evaluation: str, training: str) -> str:
+    """Return the name of an evaluation where there are several sets to train on."""
+    return f"{evaluation} (tuned on {training})"
+
+
+def named_evaluations(study: Study) -> Iterator[tuple[str, str]]:
+    """Yield each evaluation as tables name it, and the name of its set."""
+    for spec in study.training:
+        if spec.folds:
+            yield held_out_name(spec.title), spec.title
+        for other in study.evaluation:
+            several = len(study.training) > 1
+            yield tuned_on_name(other.title, spec.title) if several else other.title, other.title
+
+
 def _training_set(
     spec: TrainingSpec, study: Study, folder: Path, watch: Watch, compute: Compute
 ) -> QuestionSet:
@@ -534,22 +549,32 @@ def _evaluations(
         return Evaluation(digest(identity), name, questions.name, kind, part, checkpoints)
 
     found = [evaluation("final", indices, (exposures,))]
-    step = model.recipe.step_size
-    at = sorted({round(share * exposures / step) * step for share in study.checkpoints.at})
-    if model.recipe.trainer == "trl":
-        at = []  # TRL's trainer is not stopped on the way
-    at = [seen for seen in at if 0 < seen < exposures]
+    at = curve_points(study, model.recipe, exposures)
     if at:
         parts = (
             1 if questions.fold is None or name == questions.name else int(questions.fold.max()) + 1
         )
-        most = max(1, study.checkpoints.questions // parts)
+        most = curve_questions(study, parts)
         part = indices
         if len(indices) > most:
             part = np.sort(stream(0, "curve").permutation(len(indices))[:most])
             part = indices[part]
         found.append(evaluation("curve", part, tuple(at)))
     return found
+
+
+def curve_points(study: Study, recipe: Recipe, exposures: float) -> list[int]:
+    """Return after how many questions a run of so many is scored on the way."""
+    if recipe.trainer == "trl":
+        return []  # TRL's trainer is not stopped on the way
+    step = recipe.step_size
+    at = sorted({round(share * exposures / step) * step for share in study.checkpoints.at})
+    return [seen for seen in at if 0 < seen < exposures]
+
+
+def curve_questions(study: Study, parts: int = 1) -> int:
+    """Return the most questions of a set, held out in so many parts, that are scored on the way."""
+    return max(1, study.checkpoints.questions // parts)
 
 
 def elsewhere(questions: Any, form: str) -> NDArray[np.bool_]:

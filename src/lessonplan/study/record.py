@@ -27,7 +27,7 @@ from lessonplan.evaluation.outcomes import (
 from lessonplan.evaluation.scores import LIKELIHOODS, weighted_f1
 from lessonplan.models.scores import option_scores
 from lessonplan.study.files import read_json, read_table
-from lessonplan.study.plan import UNTUNED, elsewhere, held_out_name, run_title
+from lessonplan.study.plan import UNTUNED, elsewhere, held_out_name, run_title, tuned_on_name
 from lessonplan.study.shown import shown_categories
 from lessonplan.study.store import TUNING, Folder, check_runs, open_folder
 
@@ -155,7 +155,7 @@ def _outcome(
         model=model,
         evaluation=name
         if len(plan["training"]) == 1 or of == training
-        else f"{name} (tuned on {training})",
+        else tuned_on_name(name, training),
         seeds=seeds,
         ids=ids,
         arms=arms,

@@ -309,6 +309,7 @@ class ModelWork:
             "training_seed": run.training_seed,
             "fold": run.fold,
             "questions": 0 if run.order is None else len(run.order),
+            "scored": sum(evaluation.cost for evaluation in run.evaluations),
             "recipe": self.model.recipe.model_dump(),
             "shortcuts": {
                 "sharing": self.engine.sharing,
