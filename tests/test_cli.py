@@ -560,6 +560,34 @@ def test_a_report_is_overwritten_and_other_files_are_not(folder: Path, tmp_path:
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_training_in_an_order_of_label_tables(
+    adapter: tuple[Path, Said], folder: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """The same labels, whether they stand in the data or in a table, in any order of its rows."""
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    labels = [{"id": row["id"], "difficulty": row.pop("difficulty")} for row in rows]
+    for name, lines in (("bare.jsonl", rows), ("hard.jsonl", labels[::-1])):
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = ("threads=1", "learning_rate=5e-3", "adapter.rank=4", "adapter.layers=2")
+    train = (
+        *("train", tmp_path / "bare.jsonl", "-m", tiny_llama, "-s", "curriculum", "--seed", 1),
+        *("-o", tmp_path / "adapter"),
+        *(word for setting in settings for word in ("--set", setting)),
+    )
+    said = run(*train)
+    assert said.status == 2
+    assert "difficulty" in said.err
+    said = run(*train, "--labels", tmp_path / "hard.jsonl")
+    assert said.status == 0, said.err
+    weights = "adapter_model.safetensors"
+    assert (tmp_path / "adapter" / weights).read_bytes() == (adapter[0] / weights).read_bytes()
+
+    (tmp_path / "none.jsonl").write_text('{"id": "0", "note": "no label"}\n')
+    said = run(*train, "--overwrite", "--labels", tmp_path / "none.jsonl")
+    assert said.status == 2
+    assert "none.jsonl: there is no column category and no column difficulty" in said.err
+
+
 def test_training_that_fails(folder: Path, tiny_llama: Path, tmp_path: Path) -> None:
     said = run(
         *("train", folder / "train.jsonl", "-m", tiny_llama, "-s", "random"),

@@ -22,6 +22,7 @@ from lessonplan.cli_options import (
     ColumnsOption,
     Data,
     FormOption,
+    LabelsOption,
     ModelOption,
     OverwriteOption,
     ScoreOption,
@@ -155,13 +156,7 @@ def order(
     overwrite: OverwriteOption = False,
     category: Annotated[str | None, typer.Option(help="Column with the category.")] = None,
     difficulty: Annotated[str | None, typer.Option(help="Column with the difficulty.")] = None,
-    labels: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="A label table, joined by id (see `lessonplan label`), for labels that DATA has "
-            "not itself. May be given several times."
-        ),
-    ] = None,
+    labels: LabelsOption = None,
     key: Annotated[
         str | None,
         typer.Option("--id", help="Column of DATA with the ids in --labels; by default id."),
@@ -272,6 +267,7 @@ def train(
     seed: SeedOption = 0,
     split: SplitOption = None,
     column: ColumnsOption = None,
+    labels: LabelsOption = None,
     answer_base: AnswerBaseOption = None,
     bad_rows: BadRowsOption = "error",
     form: FormOption = "cloze",
@@ -292,7 +288,7 @@ def train(
 
     recipe = read_recipe(settings or [])
     scoring = read_scoring(form, score)
-    check_out(out, data, overwrite=overwrite, holds="adapter")
+    check_out(out, data, *(labels or []), overwrite=overwrite, holds="adapter")
     questions = load_questions(
         data,
         split=split,
@@ -301,6 +297,8 @@ def train(
         bad_rows=bad_rows,
     )
     note_parts(data, split)
+    if labels:
+        questions = _with_labels(questions, data, labels)
     from lessonplan.study.files import new_folder
     from lessonplan.training.train import train as train_model
     from lessonplan.training.tune import TuningError
@@ -453,6 +451,28 @@ def _report(folder: Path) -> None:
     found = verdict(record, analyse(record))
     say("\n".join([*found.sentences, *found.caveats]))
     say(f"report: {page}")
+
+
+def _with_labels(questions: Any, data: str, tables: list[Path]) -> Any:
+    """Return a question `Dataset` with the labels of tables in place of its own.
+
+    Raises:
+        InputError: none of the tables has a label; see `read_labels`.
+    """
+    from lessonplan.data.features import question_features
+
+    found = False
+    for kind in ("category", "difficulty"):
+        values = _joined_label(data, {"id": questions["id"][:]}, tables, kind, None, None)
+        if values is not None:
+            found = True
+            feature = question_features()[kind]
+            questions = questions.remove_columns(kind)
+            questions = questions.add_column(kind, values, feature=feature)
+    if not found:
+        names = ", ".join(map(str, tables))
+        raise InputError(f"{names}: there is no column category and no column difficulty.")
+    return questions
 
 
 def _joined_label(

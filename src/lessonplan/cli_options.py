@@ -50,6 +50,13 @@ SetOption = Annotated[
 LabelOut = Annotated[
     Path, typer.Option("--out", "-o", help="Label table (.parquet, .jsonl, .csv).")
 ]
+LabelsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="A label table, joined by id (see `lessonplan label`), for labels that DATA has not "
+        "itself. May be given several times."
+    ),
+]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace what -o names, should it be there.")
 ]

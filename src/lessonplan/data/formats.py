@@ -101,8 +101,12 @@ def map_columns(
                 raise InputError(f"columns: {key} has to be the name of a column, not {name!r}.")
             for column in _flat([name]):
                 if column not in found:
-                    hint = "" if key in columns else " Say what it is called with columns."
-                    raise InputError(tables.missing_column(source, column, found) + hint)
+                    hint = (
+                        f" If it has another name, say which: --column {key}=NAME, or columns in "
+                        "a study file and in Python."
+                    )
+                    missing = tables.missing_column(source, column, found)
+                    raise InputError(missing + ("" if key in columns else hint))
             mapping[key] = name
         elif name in found:
             mapping[key] = name

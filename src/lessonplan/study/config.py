@@ -295,7 +295,9 @@ class Study(Strict):
             raise ValueError("strategies: untuned is the name of the model before fine-tuning")
         # With several label sources, an arm is called "curriculum [difficulty=llm]".
         if self.baseline not in arms and self.baseline.split(" [")[0] not in arms:
-            raise ValueError(f"baseline: {self.baseline!r} is none of the strategies {arms}")
+            raise ValueError(
+                f"baseline: {self.baseline!r} is none of the strategies {arms}; give one of them"
+            )
         if not self.evaluation and not any(t.folds for t in self.training):
             raise ValueError("evaluation: give a set to evaluate on, or training.folds")
         if len({arm.repeat for arm in self.strategies}) > 1:
