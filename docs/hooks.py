@@ -113,10 +113,10 @@ COMMANDS = """\
 
 Bad input ends in one message and status 2. Runs that failed, and a full disk, end in status 1.
 
-What `-o` names has to be new or empty; `--overwrite` replaces a file, an adapter's folder, or the
-report in a folder (other files there are left alone). It is looked at before the work begins, and
-what was there stays until the new is whole. A file that a command reads is never written over. A
-study's folder is its own: `study` goes on there, and `report` writes its report anew.
+What `-o` names has to be new or empty; `--overwrite` replaces a file, or the report in a folder
+(other files there are left alone), but no adapter. It is looked at before the work begins, and a
+file that was there stays until the new one is whole. A file that a command reads is never written
+over. A study's folder is its own: `study` goes on there, and `report` writes its report anew.
 """
 
 

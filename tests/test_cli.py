@@ -194,11 +194,7 @@ BAD = {
     "a file": ("study study.yaml -o train.jsonl", "train.jsonl cannot be written to"),
     "adapter folder in use": (
         "train train.jsonl -s random -m MODEL -o full",
-        "full is a folder that is not empty. Give another name with -o, or say --overwrite",
-    ),
-    "other files than an adapter's": (
-        "train train.jsonl -s random -m MODEL -o full --overwrite",
-        "which is no part of an adapter, so it is not replaced",
+        "full is a folder that is not empty. Give another name with -o.",
     ),
     "an input for the output": (
         "order train.jsonl -s random -o train.jsonl",
@@ -234,11 +230,11 @@ BAD = {
     ),
     "a report beside what it is made from": (
         "compare results.csv --baseline x -o . --overwrite",
-        ". holds results.csv, which is read by this command",
+        ". shares a folder with results.csv, which is read by this command",
     ),
     "tables beside what they are made from": (
         "grid results.csv -o . --overwrite",
-        ". holds results.csv, which is read by this command",
+        ". shares a folder with results.csv, which is read by this command",
     ),
     "a file for a folder": (
         "compare results.csv --baseline x -o train.jsonl",
@@ -523,29 +519,30 @@ def test_predictions_in_other_formats(
     assert len(lines) == 24 + name.endswith("csv")
 
 
-def test_overwrite(folder: Path, tiny_llama: Path, tmp_path: Path) -> None:
-    """What is there is replaced as a whole, and only by a command that ends well."""
-    adapter, ordered = tmp_path / "adapter", tmp_path / "ordered.jsonl"
-    ordered.touch()  # nothing is lost with an empty file or folder
-    adapter.mkdir()
-    train = ("train", folder / "train.jsonl", "-m", tiny_llama, "-o", adapter)
-    train += ("--set", "threads=1", "--set", "adapter.layers=1")
-    order = ("order", folder / "train.jsonl", "-o", ordered)
-    found = []
-    for more in ([], ["--overwrite"]):
-        for command in (train, order):
-            said = run(*command, "-s", "original" if more else "random", *more)
-            assert said.status == 0, said
-        assert {p.name for p in adapter.iterdir()} == {
-            "adapter_config.json",
-            "adapter_model.safetensors",
-        }
-        found.append([(adapter / "adapter_model.safetensors").read_bytes(), ordered.read_bytes()])
-    assert all(first != second for first, second in zip(*found, strict=True))
-    said = run(*train, "-s", "random", "--set", "learning_rate=1e30", "--overwrite")
-    assert said.status == 1
-    assert (adapter / "adapter_model.safetensors").read_bytes() == found[1][0]
-    assert {p.name for p in tmp_path.iterdir()} == {"adapter", "ordered.jsonl"}
+def test_overwrite(folder: Path, tmp_path: Path) -> None:
+    ordered = tmp_path / "ordered.jsonl"
+    ordered.touch()  # nothing is lost with an empty file
+    command = ("order", folder / "train.jsonl", "-o", ordered)
+    assert run(*command, "-s", "random").status == 0
+    before = ordered.read_bytes()
+    assert run(*command, "-s", "original").status == 2
+    assert ordered.read_bytes() == before
+    assert run(*command, "-s", "original", "--overwrite").status == 0
+    assert ordered.read_bytes() != before
+
+
+@pytest.mark.parametrize("read", ["DATA", "--adapter", "-m"])
+def test_nothing_is_written_into_what_is_read(folder: Path, tmp_path: Path, read: str) -> None:
+    """Be it the data, the adapter or the model: a folder's files are read, too."""
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "config.json").write_text("precious")
+    data, *options = [inside] if read == "DATA" else [folder / "train.jsonl", read, inside]
+    for way in (inside, tmp_path / "inside" / ".." / "inside"):
+        said = run("evaluate", data, *options, "-o", way / "config.json", "--overwrite")
+        assert said.status == 2
+        assert "which is read by this command" in said.err
+    assert (inside / "config.json").read_text() == "precious"
 
 
 def test_a_report_is_overwritten_and_other_files_are_not(folder: Path, tmp_path: Path) -> None:
@@ -583,9 +580,10 @@ def test_training_in_an_order_of_label_tables(
     assert (tmp_path / "adapter" / weights).read_bytes() == (adapter[0] / weights).read_bytes()
 
     (tmp_path / "none.jsonl").write_text('{"id": "0", "note": "no label"}\n')
-    said = run(*train, "--overwrite", "--labels", tmp_path / "none.jsonl")
+    train = [tmp_path / "other" if word == tmp_path / "adapter" else word for word in train]
+    said = run(*train, "--labels", tmp_path / "none.jsonl")
     assert said.status == 2
-    assert "none.jsonl: there is no column category and no column difficulty" in said.err
+    assert "48 of 48 questions have no finite difficulty" in said.err
 
 
 def test_training_that_fails(folder: Path, tiny_llama: Path, tmp_path: Path) -> None:

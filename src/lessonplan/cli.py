@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import sys
 import warnings
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -262,7 +260,6 @@ def train(
     data: Data,
     strategy: StrategyOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the adapter.")],
-    overwrite: OverwriteOption = False,
     model: ModelOption = "smollm2-135m",
     seed: SeedOption = 0,
     split: SplitOption = None,
@@ -288,7 +285,7 @@ def train(
 
     recipe = read_recipe(settings or [])
     scoring = read_scoring(form, score)
-    check_out(out, data, *(labels or []), overwrite=overwrite, holds="adapter")
+    check_out(out, data, *(labels or []), holds="adapter")
     questions = load_questions(
         data,
         split=split,
@@ -298,25 +295,17 @@ def train(
     )
     note_parts(data, split)
     if labels:
-        questions = _with_labels(questions, data, labels)
-    from lessonplan.study.files import new_folder
+        questions = _with_labels(questions, data, labels, strategy)
     from lessonplan.training.train import train as train_model
     from lessonplan.training.tune import TuningError
 
-    if overwrite and processes:  # the last words of processes that fail are to stay there
-        shutil.rmtree(out, ignore_errors=True)
     try:
-        with (
-            new_folder(out.resolve())
-            if overwrite and not processes
-            else nullcontext(out) as folder,
-            step_bar(len(questions) * recipe.epochs) as on_step,
-        ):
+        with step_bar(len(questions) * recipe.epochs) as on_step:
             log = train_model(
                 questions,
                 model,
                 strategy,
-                folder,
+                out,
                 seed=seed,
                 recipe=recipe,
                 scoring=scoring,
@@ -360,7 +349,7 @@ def evaluate(
 
     recipe = read_recipe(settings or [])
     scoring = read_scoring(form, score)
-    check_out(out, data, overwrite=overwrite)
+    check_out(out, data, model, adapter, overwrite=overwrite)
     questions = load_questions(
         data,
         split=split,
@@ -453,25 +442,26 @@ def _report(folder: Path) -> None:
     say(f"report: {page}")
 
 
-def _with_labels(questions: Any, data: str, tables: list[Path]) -> Any:
-    """Return a question `Dataset` with the labels of tables in place of its own.
+def _with_labels(questions: Any, data: str, tables: list[Path], strategy: str) -> Any:
+    """Return a question `Dataset` with the labels that a strategy uses from tables that have them.
 
     Raises:
-        InputError: none of the tables has a label; see `read_labels`.
+        InputError: see `read_labels`.
     """
     from lessonplan.data.features import question_features
+    from lessonplan.orders import STRATEGIES
 
-    found = False
-    for kind in ("category", "difficulty"):
+    uses = STRATEGIES.get(strategy)
+    kinds = {
+        "category": uses is not None and uses.uses_category,
+        "difficulty": uses is not None and uses.uses_difficulty,
+    }
+    for kind in (kind for kind, used in kinds.items() if used):
         values = _joined_label(data, {"id": questions["id"][:]}, tables, kind, None, None)
         if values is not None:
-            found = True
             feature = question_features()[kind]
             questions = questions.remove_columns(kind)
             questions = questions.add_column(kind, values, feature=feature)
-    if not found:
-        names = ", ".join(map(str, tables))
-        raise InputError(f"{names}: there is no column category and no column difficulty.")
     return questions
 
 

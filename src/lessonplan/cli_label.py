@@ -110,7 +110,7 @@ def label_difficulty(
             },
         },
     )
-    check_out(out, data, answers, overwrite=overwrite)
+    check_out(out, data, answers, *(model or []), overwrite=overwrite)
     keep = [share_right] if share_right else []
     questions = _label_questions(data, split, column, answer_base, bad_rows, keep)
     label = _write_label("difficulty", spec, questions, data, out, recipe, scoring)

@@ -53,8 +53,8 @@ LabelOut = Annotated[
 LabelsOption = Annotated[
     list[Path] | None,
     typer.Option(
-        help="A label table, joined by id (see `lessonplan label`), for labels that DATA has not "
-        "itself. May be given several times."
+        help="A label table, joined by id (see `lessonplan label`); its labels go before DATA's "
+        "own. May be given several times."
     ),
 ]
 OverwriteOption = Annotated[
@@ -64,7 +64,6 @@ TrustOption = Annotated[bool, typer.Option(help="Run code that lies beside a mod
 
 Kind = Literal["table", "report", "adapter"]
 OTHER = "Give another name with -o"
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "trainer")  # what `train` writes
 
 
 def read_columns_option(pairs: list[str] | None) -> dict[str, Any] | None:
@@ -80,7 +79,7 @@ def read_columns_option(pairs: list[str] | None) -> dict[str, Any] | None:
 
 
 def check_out(
-    out: Path, *inputs: str | Path | None, overwrite: bool, holds: Kind = "table"
+    out: Path, *inputs: str | Path | None, overwrite: bool = False, holds: Kind = "table"
 ) -> None:
     """Refuse a place that nothing should be written to: said before the work, not after it.
 
@@ -92,7 +91,7 @@ def check_out(
         inputs: files and folders that the command reads; names of data sets are passed over.
         overwrite: replace what is there.
         holds: "table" is a file; "report" and "adapter" are folders. Of a report its own files are
-            replaced; an adapter's folder is replaced as a whole, if it holds nothing else.
+            replaced; an adapter is hours of work, and is not.
 
     Raises:
         InputError: as above; an ending that no table has; a folder for a file, or a file for a
@@ -115,23 +114,17 @@ def check_out(
             raise InputError(
                 f"{out} is read by this command, so it cannot be written, too. {OTHER}."
             )
-        if out.is_dir() and os.path.samefile(Path(given).absolute().parent, out):
+        one, other = Path(given).resolve(), out.resolve()
+        if one in other.parents or (holds != "table" and one.parent == other):
             raise InputError(
-                f"{out} holds {Path(given).name}, which is read by this command. {OTHER}."
+                f"{out} shares a folder with {given}, which is read by this command. {OTHER}."
             )
-    found = [path.name for path in out.iterdir()] if out.is_dir() else []
-    if not (found or (out.is_file() and out.stat().st_size)):
-        return
-    if not overwrite:
-        what = "is a folder that is not empty" if found else "exists"
-        part = "the report in it" if holds == "report" else "it"
-        raise InputError(f"{out} {what}. {OTHER}, or say --overwrite to replace {part}.")
-    foreign = sorted(set(found) - set(ADAPTER))
-    if holds == "adapter" and foreign:
-        raise InputError(
-            f"{out} holds {foreign[0]!r}, which is no part of an adapter, so it is not replaced. "
-            f"{OTHER}."
-        )
+    found = any(out.iterdir()) if out.is_dir() else out.stat().st_size > 0
+    if found and not overwrite:
+        what = "exists" if out.is_file() else "is a folder that is not empty"
+        also = {"report": ", or say --overwrite to replace the report in it", "adapter": ""}
+        replace = also.get(holds, ", or say --overwrite to replace it")
+        raise InputError(f"{out} {what}. {OTHER}{replace}.")
 
 
 def note_parts(data: str, split: str | None) -> None:

@@ -207,6 +207,7 @@ def _of_file(path: Path, like: Path | None) -> Layout:
     from lessonplan.study.plan import arms, named_evaluations
 
     study = load_study(path)
+    cost = None if like is None else run_cost(like)  # first: reading data may take long
 
     def size(spec: DataSpec) -> tuple[int, str]:
         """Return the number of questions and the metric of their scores."""
@@ -243,7 +244,7 @@ def _of_file(path: Path, like: Path | None) -> Layout:
         sum(c.arms - 1 for c in comparisons),
         len(study.seeds),
         sizes,
-        None if like is None else run_cost(like),
+        cost,
     )
 
 
@@ -413,7 +414,8 @@ def _cost_words(laid_out: Layout) -> str:
         )
     work = laid_out.work()
     tuning, scoring = cost.tuning * work.trained, cost.scoring * work.scored
-    others = ", with the other sets as they are" if len(laid_out.study.evaluation) > 1 else ""
+    sets = {comparison.set for comparison in laid_out.comparisons}
+    others = ", with the other sets as they are" if len(sets) > 1 else ""
     return (
         f"{said}, a run {tuning / work.runs:.0f} s of tuning and {scoring / work.runs:.0f} s of "
         f"scoring, with {counted(laid_out.study.workers, 'worker')}. Hours are for all runs of the "

@@ -55,7 +55,7 @@ def run_cost(path: Path) -> Cost | None:
     scoring = sum(log["scoring_seconds"] for log in logs)
     tuning = sum(log["seconds"] for log in logs) - scoring
     trained = sum(log["questions"] for log in logs)
-    return Cost(tuning / trained, scoring / sum(_scored(folder, log) for log in logs))
+    return Cost(tuning / trained, scoring / max(1, sum(_scored(folder, log) for log in logs)))
 
 
 def _scored(folder: Folder, log: dict[str, Any]) -> int:
