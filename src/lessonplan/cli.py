@@ -32,7 +32,7 @@ from lessonplan.cli_options import (
     check_out,
     console,
     note_parts,
-    read_columns_option,
+    questions_of,
     say,
 )
 from lessonplan.cli_plan import plan
@@ -279,20 +279,13 @@ def train(
 
     --set changes the recipe: --set learning_rate=1e-3 --set adapter.layers=8.
     """
-    from lessonplan.data import load_questions
     from lessonplan.progress import step_bar
     from lessonplan.training.recipe import read_recipe, read_scoring
 
     recipe = read_recipe(settings or [])
     scoring = read_scoring(form, score)
     check_out(out, data, *(labels or []), holds="adapter")
-    questions = load_questions(
-        data,
-        split=split,
-        columns=read_columns_option(column),
-        answer_base=answer_base,
-        bad_rows=bad_rows,
-    )
+    questions = questions_of(data, split, column, answer_base, bad_rows)
     note_parts(data, split)
     if labels:
         questions = _with_labels(questions, data, labels, strategy)
@@ -340,7 +333,7 @@ def evaluate(
     import numpy as np
     from datasets import Dataset
 
-    from lessonplan.data import load_questions, write_table
+    from lessonplan.data import write_table
     from lessonplan.data.features import are_completions
     from lessonplan.evaluation import accuracy, weighted_f1
     from lessonplan.evaluation.predict import evaluate as evaluate_model
@@ -350,13 +343,7 @@ def evaluate(
     recipe = read_recipe(settings or [])
     scoring = read_scoring(form, score)
     check_out(out, data, model, adapter, overwrite=overwrite)
-    questions = load_questions(
-        data,
-        split=split,
-        columns=read_columns_option(column),
-        answer_base=answer_base,
-        bad_rows=bad_rows,
-    )
+    questions = questions_of(data, split, column, answer_base, bad_rows)
     note_parts(data, split)
     table = evaluate_model(
         questions,
@@ -452,11 +439,9 @@ def _with_labels(questions: Any, data: str, tables: list[Path], strategy: str) -
     from lessonplan.orders import STRATEGIES
 
     uses = STRATEGIES.get(strategy)
-    kinds = {
-        "category": uses is not None and uses.uses_category,
-        "difficulty": uses is not None and uses.uses_difficulty,
-    }
-    for kind in (kind for kind, used in kinds.items() if used):
+    for kind in ("category", "difficulty"):
+        if uses is None or not getattr(uses, f"uses_{kind}"):
+            continue
         values = _joined_label(data, {"id": questions["id"][:]}, tables, kind, None, None)
         if values is not None:
             feature = question_features()[kind]

@@ -18,7 +18,7 @@ from lessonplan.cli_options import (
     SetOption,
     SplitOption,
     check_out,
-    read_columns_option,
+    questions_of,
     say,
 )
 from lessonplan.errors import InputError, counted
@@ -112,7 +112,7 @@ def label_difficulty(
     )
     check_out(out, data, answers, *(model or []), overwrite=overwrite)
     keep = [share_right] if share_right else []
-    questions = _label_questions(data, split, column, answer_base, bad_rows, keep)
+    questions = questions_of(data, split, column, answer_base, bad_rows, keep)
     label = _write_label("difficulty", spec, questions, data, out, recipe, scoring)
     _say_summary(label, questions)
 
@@ -156,30 +156,10 @@ def label_category(
     }
     spec = read_label_spec("category", {"cluster": cluster})
     check_out(out, data, overwrite=overwrite)
-    questions = _label_questions(data, split, column, answer_base, bad_rows, [])
+    questions = questions_of(data, split, column, answer_base, bad_rows)
     recipe = read_recipe([f"threads={threads}"])
     label = _write_label("category", spec, questions, data, out, recipe, Scoring())
     _say_summary(label, questions)
-
-
-def _label_questions(
-    data: str,
-    split: str | None,
-    column: list[str] | None,
-    answer_base: int | None,
-    bad_rows: str,
-    keep: list[str],
-) -> Any:
-    from lessonplan.data import load_questions
-
-    return load_questions(
-        data,
-        split=split,
-        columns=read_columns_option(column),
-        answer_base=answer_base,
-        bad_rows=bad_rows,
-        keep=keep,
-    )
 
 
 def _write_label(

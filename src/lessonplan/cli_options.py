@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -76,6 +77,27 @@ def read_columns_option(pairs: list[str] | None) -> dict[str, Any] | None:
             raise InputError(f"--column takes ours=theirs, such as answer=label, not {pair!r}.")
         columns[ours] = theirs.split(",") if ours == "options" and "," in theirs else theirs
     return columns
+
+
+def questions_of(
+    data: str,
+    split: str | None,
+    column: list[str] | None,
+    answer_base: int | None,
+    bad_rows: str,
+    keep: Sequence[str] = (),
+) -> Any:
+    """Return the questions that a command is given, by its options' own values."""
+    from lessonplan.data import load_questions
+
+    return load_questions(
+        data,
+        split=split,
+        columns=read_columns_option(column),
+        answer_base=answer_base,
+        bad_rows=bad_rows,
+        keep=keep,
+    )
 
 
 def check_out(

@@ -59,7 +59,10 @@ def run_cost(path: Path) -> Cost | None:
 
 
 def _scored(folder: Folder, log: dict[str, Any]) -> int:
-    """Return how many questions were scored in a run, without sets that were added to it since."""
+    """Return how many questions were scored in a run, in the seconds that its log gives.
+
+    Logs from before that was written down do not tell: then all sets count, later ones, too.
+    """
     if "scored" in log:
         return int(log["scored"])
     files = (folder.tuning(log["id"]) / "evaluations").glob("*.parquet")
