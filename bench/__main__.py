@@ -1,7 +1,7 @@
 """All comparisons in one process: a Markdown table, and every figure in a JSON file.
 
-Arms take turns, and a ratio is the median of the ratios turn by turn. Before anything is timed the
-arms' results are compared; the command fails where they disagree. Peak memory is that of a whole
+Arms take turns, and a ratio is the median of the ratios turn by turn. The arms' results are
+compared, too; the command fails where they disagree. Peak memory is that of a whole
 process that does an arm's work alone.
 """
 

@@ -30,6 +30,11 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
+def keep(results: list[Any], call: Callable[[], Any]) -> float:
+    """Return the seconds of a call, and append what it returns to `results`."""
+    return seconds(lambda: results.append(call()))
+
+
 def take_turns(arms: dict[str, Callable[[], float]], alternations: int) -> dict[str, Seconds]:
     """Return the seconds of each arm by turn: first to last, then last to first, and so on.
 

@@ -2,7 +2,7 @@
 
 Both start from the same adapter (ours, in PEFT's format) and make the same steps of AdamW under the
 same learning rates, with a loss that is the mean over the answers' tokens in a step. Timed is the
-loop alone: loading and tokenising are left out for both, and both have run once before.
+loop alone: loading, tokenising and a few steps to warm up are left out for both.
 
 TRL gets pre-tokenised rows, sequential sampling, no gradient checkpointing and no bfloat16 (its
 defaults are to have both), no evaluation, checkpoints, logging or progress bar.
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from bench.compare import (
     Seconds,
     agreement,
+    keep,
     peak_memory,
     peak_memory_here,
     plain_network,
@@ -53,6 +54,7 @@ MODEL = "smollm2-135m"
 TOP = 8  # of 30 layers
 STUDY = 12  # runs that share their lower layers
 SEED = 0
+WARM_UP = 2  # steps
 LIMIT = 1e-4  # nats, of a step's loss
 
 
@@ -133,14 +135,27 @@ class Peer:
             }
         )
 
-    def run(self, order: NDArray[np.int64]) -> float:
-        """Tune on rows in an order and return the seconds that the training loop took."""
+    def run(self, order: NDArray[np.int64], losses: list[NDArray[np.float64]]) -> float:
+        """Tune on rows in an order and return the seconds that the training loop took.
+
+        The mean loss of the questions in each step is appended to `losses`.
+        """
+        found: list[float] = []
+
+        def note(_module: Any, _inputs: Any, out: Any) -> None:
+            tokens = out.label_mask.sum(1)
+            found.append((-out.log_probs.detach().sum(1) / tokens).double().mean().item())
+
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
             for parameter, value in zip(self.trained, self.start, strict=True):
                 parameter.copy_(value)
             trainer = self._trainer(self.dataset.select(order), folder)
+            handle = self.network.register_forward_hook(note)
             with torch.enable_grad():
-                return seconds(trainer.train)
+                taken = seconds(trainer.train)
+        handle.remove()
+        losses.append(np.array(found))
+        return taken
 
     def _trainer(self, dataset: Any, folder: str) -> Any:
         from transformers import PrinterCallback
@@ -176,19 +191,6 @@ class Peer:
         trainer.remove_callback(PrinterCallback)
         return trainer
 
-    def losses(self, order: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Tune, and return the mean loss of the questions in each step."""
-        found = []
-
-        def note(_module: Any, _inputs: Any, out: Any) -> None:
-            tokens = out.label_mask.sum(1)
-            found.append((-out.log_probs.detach().sum(1) / tokens).double().mean().item())
-
-        handle = self.network.register_forward_hook(note)
-        self.run(order)
-        handle.remove()
-        return np.array(found)
-
 
 @contextlib.contextmanager
 def projecting_answers_alone() -> Iterator[None]:
@@ -209,24 +211,17 @@ def compare(
     order = np.random.default_rng(SEED).permutation(n)
     ours, peer = Ours(recipe, rows), Peer(recipe, rows)
 
-    # The first pass of both warms them up, and says whether they agree.
-    before = compile_seconds()
-    ours.lower()
-    own = ours.run(order).losses
-    compiling = compile_seconds() - before
-    theirs = peer.losses(order)
-    agreed = agreement(
-        f"mean loss of the questions in each of {len(own)} steps (nats)",
-        float(abs(own - theirs).max()),
-        LIMIT,
-    )
-    with projecting_answers_alone():
-        compact_off = float(abs(own - peer.losses(order)).max())
-    print(f"  losses differ by {agreed['largest_difference']:.1e}", file=sys.stderr, flush=True)
+    losses: dict[str, list[NDArray[np.float64]]] = {"ours": [], "peer": [], "peer_compact": []}
 
-    def peer_compact() -> float:
+    def peer_compact(order: NDArray[np.int64], losses: list[NDArray[np.float64]]) -> float:
         with projecting_answers_alone():
-            return peer.run(order)
+            return peer.run(order, losses)
+
+    few = order[: WARM_UP * recipe.batch_size]
+    ours.lower()
+    ours.run(few)
+    peer.run(few, [])
+    peer_compact(few, [])
 
     steps = [order[first : first + recipe.batch_size] for first in range(0, n, recipe.batch_size)]
     batches = [collate([rows[i] for i in step]) for step in steps]
@@ -234,14 +229,22 @@ def compare(
     arms: dict[str, Callable[[], float]] = {
         **roof.arms,
         "lower": lambda: seconds(ours.lower),
-        "ours": lambda: seconds(lambda: ours.run(order)),
-        "peer": lambda: peer.run(order),
-        "peer_compact": peer_compact,
+        "ours": lambda: keep(losses["ours"], lambda: ours.run(order).losses),
+        "peer": lambda: peer.run(order, losses["peer"]),
+        "peer_compact": lambda: peer_compact(order, losses["peer_compact"]),
     }
     if layers == "all":
         del arms["lower"]
     taken = take_turns(arms, alternations)
 
+    off = {
+        arm: float(abs(np.array(losses["ours"]) - np.array(of_arm)).max())
+        for arm, of_arm in losses.items()
+    }
+    agreed = agreement(
+        f"mean loss of the questions in each of {len(steps)} steps (nats)", off["peer"], LIMIT
+    )
+    print(f"  losses differ by {off['peer']:.1e}", file=sys.stderr, flush=True)
     network, rank = ours.model.network, recipe.adapter.rank
     depth = len(network.base_model.layers)
     tuned = depth if layers == "all" else int(layers)
@@ -255,18 +258,17 @@ def compare(
     about = {
         "what": f"LoRA on {'all' if layers == 'all' else f'the top {layers} of'} {depth} layers",
         "questions": n,
-        "agreement": agreed | {"largest_difference_peer_compact": compact_off},
+        "agreement": agreed | {"largest_difference_peer_compact": off["peer_compact"]},
     }
     if layers == "all":
         return {"tune_all": about | against_peer(taken["ours"], taken)}, {"tune_all": roofline}
 
     pairs = list(zip(taken["lower"], taken["ours"], strict=True))
-    single = [compiling + lower + run for lower, run in pairs]
-    study = [(compiling + lower + STUDY * run) / STUDY for lower, run in pairs]
+    single = [lower + run for lower, run in pairs]
+    study = [(lower + STUDY * run) / STUDY for lower, run in pairs]
     shared = {
         "seconds_lower": spread(taken["lower"]),
         "seconds_run": spread(taken["ours"]),
-        "seconds_compiling": compiling,
     }
     in_a_row = study_in_a_row(ours) if alternations > 1 else None
     results = {
@@ -308,13 +310,6 @@ def study_in_a_row(ours: Ours) -> float:
     return seconds(study) / STUDY
 
 
-def compile_seconds() -> float:
-    """Return how long torch has compiled in this process so far."""
-    import torch._dynamo.utils
-
-    return torch._dynamo.utils.calculate_time_spent().get("total_wall_time", 0.0)
-
-
 def measure(
     n: int, alternations: int, threads: int = 2, names: Sequence[str] = ("tune_all", "tune_top")
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -350,7 +345,7 @@ def memory(arm: str, layers: int | str, n: int, threads: int) -> float:
         ours.lower()
         ours.run(longest)
     else:
-        Peer(recipe, rows).run(longest)
+        Peer(recipe, rows).run(longest, [])
     return peak_memory_here()
 
 

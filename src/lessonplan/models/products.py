@@ -74,41 +74,33 @@ _frozen: Callable[[Tensor, Tensor, Tensor | None], Tensor] = _Frozen.apply
 
 
 class _LowRank(torch.autograd.Function):
-    """``W x + b + s B A x`` with gradients for x, A and B: five products a way, and no other copy.
-
-    `x` is ``[N, in]``.
-    """
+    """``W x + b + s B A x`` and gradients for x, A and B: five products a way, no other copy."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, s: float
     ) -> Tensor:
-        low = x @ a.t()
-        ctx.save_for_backward(x, weight, a, b, low)
+        flat = x.reshape(-1, x.shape[-1])
+        low = flat @ a.t()
+        ctx.save_for_backward(flat, weight, a, b, low)
         ctx.scaling = s
-        return times(x, weight, bias).addmm_(low, b.t(), alpha=s)
+        return times(flat, weight, bias).addmm_(low, b.t(), alpha=s).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b, low = ctx.saved_tensors
-        (out,) = gradients
+        (gradient,) = gradients
+        out = gradient.reshape(-1, gradient.shape[-1])
         of_low = (out @ b).mul_(ctx.scaling)
-        of_b = (out.t() @ low).mul_(ctx.scaling)
-        of_a = of_low.t() @ x
-        of_x = times_back(out, weight).addmm_(of_low, a) if ctx.needs_input_grad[0] else None
-        return of_x, None, None, of_a, of_b, None
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = times_back(out, weight).addmm_(of_low, a).view(*gradient.shape[:-1], -1)
+        return of_x, None, None, of_low.t() @ x, (out.t() @ low).mul_(ctx.scaling), None
 
 
-_low_rank: Callable[..., Tensor] = _LowRank.apply
+low_rank: Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, float], Tensor] = _LowRank.apply
+"""Return ``x @ weight.T + bias + scaling * (x @ a.T) @ b.T``; see `takes_onednn`.
 
-
-def low_rank(
-    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
-) -> Tensor:
-    """Return ``x @ weight.T + bias + scaling * (x @ a.T) @ b.T``; see `takes_onednn`.
-
-    Args:
-        x: ``[..., in]``; weight: ``[out, in]``, frozen; a: ``[rank, in]``; b: ``[out, rank]``.
-    """
-    flat = x.reshape(-1, x.shape[-1])
-    return _low_rank(flat, weight, bias, a, b, scaling).view(*x.shape[:-1], -1)
+The arguments are x ``[..., in]``; weight ``[out, in]``, frozen; bias; a ``[rank, in]``; b
+``[out, rank]``; scaling.
+"""
