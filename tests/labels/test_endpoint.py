@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import math
 import os
@@ -25,14 +26,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lessonplan.errors import InputError
-from lessonplan.labels import endpoint as module
-from lessonplan.labels.endpoint import (
-    Endpoint,
-    ask_letters,
-    letter_logprobs,
-    parse_endpoint,
-    top_tokens,
-)
+from lessonplan.labels import client
+from lessonplan.labels.client import top_tokens
+from lessonplan.labels.endpoint import Endpoint, parse_endpoint, secret_of
+from lessonplan.labels.letters import LetterAnswers, ask_letters, letter_logprobs
 
 RECORDED = Path(__file__).parent / "recorded"
 KEY = "sk-very-secret-0123456789"
@@ -139,7 +136,7 @@ def prompts_of(name: str) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def short_waits_and_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
     for name in ("LESSONPLAN_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -148,7 +145,7 @@ def prompts(n: int) -> list[str]:
     return [f"p{i}" for i in range(n)]
 
 
-def ask(server: Server, n: int, log: Path, **options: Any) -> module.LetterAnswers:
+def ask(server: Server, n: int, log: Path, **options: Any) -> LetterAnswers:
     return ask_letters(Endpoint("m", server.url, **options), prompts(n), ["AB"] * n, log)
 
 
@@ -303,13 +300,13 @@ def test_retry_after_is_obeyed(tmp_path: Path, dated: bool) -> None:
 
 def test_retry_after_is_read() -> None:
     now = datetime.now(UTC)
-    soon = module._retry_after(format_datetime(now + timedelta(seconds=60), usegmt=True))
+    soon = client._retry_after(format_datetime(now + timedelta(seconds=60), usegmt=True))
     assert soon is not None
     assert 50 < soon <= 60
-    assert module._retry_after(format_datetime(now - timedelta(days=1), usegmt=True)) == 0
-    assert module._retry_after("7") == 7
-    assert module._retry_after("soon") is module._retry_after("inf") is None
-    assert module._retry_after(None) is None
+    assert client._retry_after(format_datetime(now - timedelta(days=1), usegmt=True)) == 0
+    assert client._retry_after("7") == 7
+    assert client._retry_after("soon") is client._retry_after("inf") is None
+    assert client._retry_after(None) is None
 
 
 def test_a_server_that_stays_down(tmp_path: Path) -> None:
@@ -463,11 +460,11 @@ def test_which_key_goes_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert "cret" not in everything(caught.value)
     assert KEY not in "".join(p.read_text() for p in tmp_path.iterdir())
     monkeypatch.delenv("LESSONPLAN_API_KEY")
-    openai = module._secret(Endpoint("m", "https://api.openai.com/v1"))
+    openai = secret_of(Endpoint("m", "https://api.openai.com/v1"))
     assert openai[0] == KEY
     assert KEY not in repr(openai)
     for url in ("http://api.openai.com/v1", "https://api.openai.com.evil.example/v1"):
-        assert module._secret(Endpoint("m", url)) == (None, "LESSONPLAN_API_KEY")
+        assert secret_of(Endpoint("m", url)) == (None, "LESSONPLAN_API_KEY")
 
 
 # The log
@@ -558,7 +555,7 @@ def test_stopping_midway_keeps_what_came(
 
 
 def test_inside_a_running_event_loop(tmp_path: Path) -> None:
-    async def cell() -> module.LetterAnswers:
+    async def cell() -> LetterAnswers:
         return ask(server, 3, tmp_path / "log.jsonl")
 
     with serving(fine) as server:
@@ -691,9 +688,9 @@ def test_options_that_are_refused(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("package", ["httpx", "tenacity"])
 def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    find = module.importlib.util.find_spec
+    find = importlib.util.find_spec
     monkeypatch.setattr(
-        module.importlib.util, "find_spec", lambda name: None if name == package else find(name)
+        importlib.util, "find_spec", lambda name: None if name == package else find(name)
     )
     with pytest.raises(InputError, match=rf"{package}: pip install 'lessonplan\[labels\]'"):
         ask_letters(Endpoint("m", "http://h/v1"), ["p"], ["AB"], tmp_path / "log.jsonl")

@@ -12,7 +12,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lessonplan.labels import views
-from lessonplan.labels.endpoint import Endpoint, LetterAnswers
+from lessonplan.labels.endpoint import Endpoint
+from lessonplan.labels.letters import LetterAnswers
 from lessonplan.labels.views import (
     View,
     accuracy_over_chance,

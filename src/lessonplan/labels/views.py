@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lessonplan.errors import counted
-from lessonplan.labels.endpoint import Endpoint, ask_letters
+from lessonplan.labels.endpoint import Endpoint
+from lessonplan.labels.letters import ask_letters
 from lessonplan.models.rows import (
     Form,
     Row,
@@ -124,7 +125,7 @@ def endpoint_view(
         on_answers: called with the number of prompts answered so far.
 
     Raises:
-        InputError: as `lessonplan.labels.endpoint.ask_letters`.
+        InputError: as `lessonplan.labels.letters.ask_letters`.
     """
     texts = [text for group in rotated_texts(questions, template=template) for text in group]
     found = ask_letters(
