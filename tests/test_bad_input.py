@@ -1,8 +1,8 @@
 """Bad input of every kind, through the command line: the message that each must end in.
 
 A message says what was found and where (file, line or row, column or key), what was expected or
-what to do. `test_cli.py` has what is wrong with a command that reads good files; here the files are
-bad.
+what to do. `cli/test_errors.py` has what is wrong with a command that reads good files; here the
+files are bad.
 """
 
 from __future__ import annotations
