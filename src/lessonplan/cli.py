@@ -91,6 +91,12 @@ def study(
     from lessonplan.study import load_study, run_study
 
     configured = load_study(file, settings or [])
+    kept = out / "study.yaml"
+    if os.path.exists(kept) and kept.samefile(file):
+        raise InputError(
+            f"{file} would be written over: a study's folder keeps its settings under this name. "
+            "Give another folder with -o, or a copy of the file that lies elsewhere."
+        )
     with StudyProgress() as watch:
         run_study(configured, out, watch, repair=repair, ray=ray)
     _report(out)

@@ -100,6 +100,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     (folder / "study.yaml").write_text(text)
     (folder / "other.yaml").write_text(text.replace("name: small", "name: other"))
     (folder / "unknown.yaml").write_text(text + "seedz: 4\n")
+    (folder / "own").mkdir()
+    (folder / "own" / "study.yaml").write_text(text)
     (folder / "full").mkdir()
     (folder / "full" / "letter.txt").write_text("dear")
     (folder / "results.csv").write_text(

@@ -77,6 +77,12 @@ BAD = {
     "another study": ("study other.yaml -o out", "holds another study ('small', not 'other')"),
     "other files": ("study study.yaml -o full", "not empty and holds no study"),
     "a file": ("study study.yaml -o train.jsonl", "train.jsonl cannot be written to"),
+    "the study file's own folder": (
+        "study own/study.yaml -o own",
+        "own/study.yaml would be written over: a study's folder keeps its settings under this "
+        "name. Give another folder with -o, or a copy",
+    ),
+    "a folder with another's study file": ("study study.yaml -o own", "own is not empty and holds"),
     "adapter folder in use": (
         "train train.jsonl -s random -m MODEL -o full",
         "full is a folder that is not empty. Give another name with -o.",
@@ -210,6 +216,11 @@ BAD = {
 }
 
 
+def contents(folder: Path) -> dict[Path, int]:
+    """Return all files in a folder, and when they were written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize(("line", "found"), BAD.values(), ids=BAD)
 def test_bad_input(
     folder: Path,
@@ -221,10 +232,10 @@ def test_bad_input(
     found: str,
 ) -> None:
     monkeypatch.chdir(folder)
-    before = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()}
+    before = contents(folder)
     words = line.replace("MODEL", str(tiny_llama)).replace("NEW", str(tmp_path / "new")).split()
     said = run(*words)
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert contents(folder) == before
     assert said.status == 2, said
     assert found in said.err
     assert "Traceback" not in said.err
@@ -238,10 +249,10 @@ def test_bad_input(
 
 def test_a_typo_costs_a_finished_study_nothing(study: tuple[Path, Said], folder: Path) -> None:
     out, _ = study
-    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+    before = contents(out)
     for line in ("--set training=nothing.jsonl", "--set seedz=1", "--set models=no_tokenizer"):
         assert run("study", folder / "study.yaml", "-o", out, *line.split()).status == 2
-    assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == before
+    assert contents(out) == before
 
 
 BAD_LABELS = {

@@ -26,7 +26,7 @@ from lessonplan.study import run as run_module
 from lessonplan.study.config import dump_study
 from lessonplan.study.plan import Plan
 from lessonplan.study.status import status_table
-from lessonplan.study.store import Folder, begin, claim
+from lessonplan.study.store import Folder, begin, claim, clear
 from lessonplan.study.work import ModelWork
 from tests.study.ears import Ears, session_members
 
@@ -392,6 +392,7 @@ def test_what_a_killed_process_left_is_cleared_away(finished: Finished, tmp_path
     (folder / ".writing-1-study.yaml").write_text("")
     shutil.move(folder / "tunings", folder / ".writing-2-tunings")
     claim(Folder(folder), "tiny study")
+    clear(Folder(folder))
     begin(Folder(folder), finished[1])
     assert not leftovers(folder)
 

@@ -172,25 +172,30 @@ def locked(folder: Folder) -> Iterator[None]:
 def claim(folder: Folder, name: str) -> None:
     """Make sure that a folder is free for a study of this name, or holds it already.
 
-    What a killed process left half done is cleared away.
+    Nothing is written. A study.yaml is a study's own only beside what else a start leaves.
 
     Raises:
         InputError: the folder holds another study, or files that are none.
     """
-    if folder.study_file.is_file():
+    begun = folder.plan_file.is_file() or (folder.path / ".lock").is_file()
+    if begun and folder.study_file.is_file():
         held = held_settings(folder).get("name")
         if held != name:
             raise InputError(
                 f"{folder.path} holds another study ({held!r}, not {name!r}). Give another folder "
                 "with -o, or the same name in the study file."
             )
-    elif any(
+    elif folder.path.is_dir() and any(
         p.name not in (".lock", ".holder", "labels") and not p.name.startswith(".writing-")
         for p in folder.path.iterdir()
     ):
         raise InputError(
             f"{folder.path} is not empty and holds no study. Give another folder with -o."
         )
+
+
+def clear(folder: Folder) -> None:
+    """Remove what a killed process left half done."""
     for left in folder.path.glob("**/.writing-*"):
         shutil.rmtree(left) if left.is_dir() else left.unlink()
 
