@@ -113,7 +113,10 @@ def status(
     """Say what a study has done and what it lacks."""
     from lessonplan.study.status import status_table
 
-    _print(status_table(folder))
+    table, others = status_table(folder)
+    _print(table)
+    for sentence in others:
+        say(sentence)
 
 
 @app.command()

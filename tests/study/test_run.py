@@ -149,7 +149,7 @@ def test_a_new_evaluation_set_tunes_nothing(
     record = read_record(copied)
     assert [o.evaluation for o in record.outcomes] == ["test", "more"]
     assert record.failures == []
-    assert str(status_table(copied).title) == "tiny study: 6 of 6 runs done"
+    assert str(status_table(copied)[0].title) == "tiny study: 6 of 6 runs done"
     # What could be had is had: nothing is tried again.
     run_study(study, copied, ears)
     assert ears.began == (7, 7)
@@ -260,7 +260,9 @@ def test_a_loss_that_is_no_number(
     record = read_record(tmp_path / "s")
     assert sorted(record.failures) == sorted(ears.failures)
     assert (record.runs_done, record.runs_planned) == (2, 4)
-    assert "2 failed" in str(status_table(tmp_path / "s").title)
+    table, others = status_table(tmp_path / "s")
+    assert str(table.title) == "tiny study: 2 of 4 runs done"
+    assert [text.split(";")[0] for text in others] == ["2 runs failed"]
 
 
 def test_a_failed_run_leaves_no_trace_in_the_next(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from filelock import FileLock, Timeout
@@ -22,6 +22,7 @@ from lessonplan.study.files import slug, write_table, write_text
 from lessonplan.study.plan import Plan, QuestionSet
 
 TUNING = "tuning.json"
+State = Literal["done", "failed", "unfinished", "to do"]
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,20 @@ class Folder:
     def has_evaluation(self, run_id: str, evaluation_id: str) -> bool:
         return self.evaluation(run_id, evaluation_id).is_file()
 
-    def has_result(self, run: dict[str, Any]) -> bool:
-        """Say whether a run of plan.json is tuned and scored at its end on every set."""
-        return self.has_tuning(run["id"]) and all(
-            self.has_evaluation(run["id"], e["id"])
-            for e in run["evaluations"]
-            if e["kind"] == "final"
-        )
+    def state(self, run: dict[str, Any]) -> State:
+        """Say how far a run of plan.json is.
+
+        It is done when it is tuned and scored at its end on every set; unfinished when a part of
+        that is there, or a folder that a killed process (or one at work now) has left.
+        """
+        finals = [e["id"] for e in run["evaluations"] if e["kind"] == "final"]
+        tuned = self.has_tuning(run["id"])
+        if tuned and all(self.has_evaluation(run["id"], e) for e in finals):
+            return "done"
+        if self.failure(run["id"]).is_file():
+            return "failed"
+        begun = tuned or any((self.path / "tunings").glob(f".writing-{run['id']}-*"))
+        return "unfinished" if begun else "to do"
 
 
 def open_folder(path: Path) -> Folder:
