@@ -570,6 +570,17 @@ STUDIES: dict[str, tuple[str, str]] = {
         "study.yaml, line 3: strategies.1.blocks: Input should be a valid integer, unable "
         "to parse string as an integer; or: Input should be 'band' (found 'all')",
     ),
+    "bands without a difficulty": (
+        STUDY + "strategies: [random, {strategy: blocked, bands: 3}]\n",
+        "study.yaml, line 3: strategies.1: bands has no effect on blocked, which does not sort "
+        "questions by difficulty. Leave it out, or take one of curriculum, blocked_curriculum, "
+        "interleaved_curriculum",
+    ),
+    "an order drawn anew, once": (
+        STUDY + "recipe: {each: anew}\n",
+        "study.yaml, line 3: recipe: each: anew has no effect on a single pass; give epochs of 2 "
+        "or more",
+    ),
     "blocks beyond counting": (
         STUDY + f"strategies: [random, {{strategy: blocked, blocks: {10**30}}}]\n",
         "study.yaml, line 3: strategies.1.blocks: Input should be less than 2147483648; or: "

@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from lessonplan.errors import InputError, first_line, nearest, shown
-from lessonplan.orders import STRATEGIES, CategoryOrder
+from lessonplan.orders import STRATEGIES, CategoryOrder, check_settings
 from lessonplan.study.sources import ClusterSpec, EndpointSpec, LabelSpec, LabelSpecs
 from lessonplan.training.recipe import (
     PAPER_RATES,
@@ -113,6 +113,17 @@ class ArmSpec(Strict):
                 + nearest(value, STRATEGIES)
             )
         return value
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> ArmSpec:
+        check_settings(
+            self.strategy,
+            blocks=self.blocks,
+            bands=self.bands,
+            category_order=self.category_order,
+            hardest_first=self.hardest_first,
+        )
+        return self
 
     @property
     def title(self) -> str:

@@ -133,6 +133,8 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _weights_that_exist(self) -> Recipe:
+        if self.each == "anew" and self.epochs == 1:
+            raise ValueError("each: anew has no effect on a single pass; give epochs of 2 or more")
         if self.loss == "choice" and self.weight == "token":
             raise ValueError(
                 "weight: token goes with loss: answer; a choice has one term a question"
