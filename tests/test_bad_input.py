@@ -327,7 +327,7 @@ TABLES: dict[str, tuple[str, str, bytes | str, str]] = {
     ),
     "a difficulty for some": (
         EASY, "t.csv", "id,difficulty\nq0,1\n",
-        "1 of 2 questions have no finite difficulty (the first is row 1), and curriculum "
+        "q.jsonl: 1 of 2 questions have no finite difficulty (the first is line 2), and curriculum "
         "needs one for each. Label them or leave them out",
     ),
     "ids of others": (
@@ -342,13 +342,14 @@ TABLES: dict[str, tuple[str, str, bytes | str, str]] = {
     "an empty id": (EASY, "t.csv", "id,difficulty\nq0,1\n,2\n", "t.csv, line 3: id is empty"),
     "no ids": (
         EASY, "t.csv", "name,difficulty\nq0,1\n",
-        "t.csv has no column 'id' or 'line' that says which question a row is about. Name "
-        "it with key; the columns are: name, difficulty",
+        "t.csv has no column 'id' or 'line' that says which question a row is about. Rename "
+        "that column to id, or name "
+        "it with key where there is such a setting; the columns are: name, difficulty",
     ),
     "no such label": (
         EASY, "t.csv", "id,hardness\nq0,1\nq1,2\n",
-        "The strategy curriculum needs a difficulty for every question: name its column "
-        "(--difficulty), or a label table with such a column (--labels)",
+        "t.csv has no column 'difficulty', of which curriculum makes its order; its columns are: "
+        "id, hardness. Rename the column that is meant, or give another table",
     ),
     "a category that is an object": (
         BY_KIND, "t.jsonl", jsonl({"id": "q0", "category": {}}),
@@ -364,7 +365,7 @@ TABLES: dict[str, tuple[str, str, bytes | str, str]] = {
     ),
     "an empty table": (
         BY_KIND, "t.csv", "",
-        "The strategy blocked needs a category for every question",
+        "t.csv has no column 'category', of which blocked makes its order; its columns are: none",
     ),
     "answers that are words": (
         ANSWERS, "t.csv", "id,gpt\nq0,yes\n",
@@ -595,7 +596,9 @@ def test_study_files(run: Callable[..., tuple[int, str]], text: str, found: str)
     refuses(run, "study study.yaml -o out", found)
 
 
-ORDER = "order q.jsonl -s {} --category category --difficulty difficulty -o out.jsonl "
+ORDER = (
+    "order q.jsonl -s {} --column category=category --column difficulty=difficulty -o out.jsonl "
+)
 TRAIN = "train q.jsonl -s random -o out "
 COMMANDS: dict[str, tuple[str, str]] = {
     "blocks beyond all numbers": (

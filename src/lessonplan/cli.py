@@ -6,6 +6,7 @@ import io
 import os
 import sys
 import warnings
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,10 +34,11 @@ from lessonplan.cli_options import (
     console,
     note_parts,
     questions_of,
+    read_columns_option,
     say,
 )
 from lessonplan.cli_plan import plan
-from lessonplan.errors import NO_ROOM, InputError, counted, without_secrets
+from lessonplan.errors import NO_ROOM, InputError, counted, shown, without_secrets
 from lessonplan.orders import STRATEGIES
 
 # What a command needs beyond the orders is imported in the command: `--help` must not wait for
@@ -161,13 +163,8 @@ def order(
         Path, typer.Option("--out", "-o", help="File to write (.jsonl, .csv, .parquet).")
     ],
     overwrite: OverwriteOption = False,
-    category: Annotated[str | None, typer.Option(help="Column with the category.")] = None,
-    difficulty: Annotated[str | None, typer.Option(help="Column with the difficulty.")] = None,
+    column: ColumnsOption = None,
     labels: LabelsOption = None,
-    key: Annotated[
-        str | None,
-        typer.Option("--id", help="Column of DATA with the ids in --labels; by default id."),
-    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
     blocks: Annotated[str, typer.Option(help="Rounds of interleaving, or band.")] = "3",
     bands: Annotated[
@@ -192,67 +189,68 @@ def order(
         ),
     ] = None,
 ) -> None:
-    """Put the rows of a table (any columns, all kept) in a strategy's order."""
-    from lessonplan.data import (
-        count_rows,
-        load_questions,
-        read_columns,
-        write_ordered,
-        write_table,
-    )
+    """Put the rows of a table (any columns, all kept) in a strategy's order.
+
+    Of a file only the category and the difficulty that the strategy uses are read (and with
+    --labels the id): columns of these names, or as --column says.
+    """
+    from lessonplan.data import count_rows, load_questions, write_ordered, write_table
     from lessonplan.data.streams import first_rows
-    from lessonplan.data.tables import missing_column, read_table
     from lessonplan.integrations.settings import trainer_settings
+    from lessonplan.orders import Unlabelled, check_settings, labels_used
     from lessonplan.orders import order as make_order
     from lessonplan.progress import rows_bar
 
     if trainer is not None:
         trainer_settings(trainer, out, [])  # said before the work, not after it
+    settings: dict[str, Any] = {
+        "blocks": "band" if blocks == "band" else _integer("--blocks", blocks),
+        "category_order": category_order.split(",") if "," in category_order else category_order,
+    }
+    used = labels_used(strategy, **settings)
+    settings |= {"bands": None if bands is None else _bands(bands), "hardest_first": hardest_first}
+    check_settings(strategy, **settings)
     check_out(out, data, *(labels or []), overwrite=overwrite)
+    columns = read_columns_option(column) or {}
     # A file is any table; a named data set is questions, with their own labels.
     if Path(data).is_file() and split is not None:
         raise InputError(f"{data} is one file and has no splits; leave out --split.")
-    questions = None if Path(data).exists() else load_questions(data, split=split)
-    rows: Any = {}
-    if labels:
-        needed = [name for name in (key or "id", category, difficulty) if name]
-        rows = read_table(data, needed).columns if questions is None else questions[:]
+    questions = None
+    if not Path(data).exists():
+        questions = load_questions(data, split=split, columns=columns)
     found: dict[str, Any] = {}
-    own: dict[str, str] = {}
-    for kind, column in (("category", category), ("difficulty", difficulty)):
-        joined = _joined_label(data, rows, labels or [], kind, column, key)
-        if joined is not None:
-            found[kind] = joined
-        elif questions is not None:
-            name = column or kind
-            if name not in questions.column_names:
-                raise InputError(missing_column(data, name, questions.column_names))
-            found[kind] = questions[name][:]
-        elif column is not None:
-            own[kind] = column
+    if labels:
+        ids = _ids(data, columns, labels) if questions is None else questions["id"][:]
+        found = _table_labels(labels, strategy, used, ids, data, columns)
     with rows_bar() as phase:
-        if own:
-            columns = read_columns(data, list(set(own.values())), on_rows=phase("reading labels"))
-            found |= {kind: columns[column] for kind, column in own.items()}
+        if questions is None:
+            on_rows = phase("reading labels")
+            found |= _own_labels(data, columns, used, found, bool(labels), on_rows)
+        else:
+            found |= {kind: questions[kind][:] for kind in used if kind not in found}
         if found:
             n = len(next(iter(found.values())))
         else:
             n = count_rows(data) if questions is None else len(questions)
         if n == 0:
             raise InputError(f"{data} holds no rows to put in order.")
-        permutation = make_order(
-            strategy,
-            n,
-            seed=seed,
-            blocks="band" if blocks == "band" else _integer("--blocks", blocks),
-            bands=None if bands is None else _bands(bands),
-            category_order=category_order.split(",") if "," in category_order else category_order,
-            hardest_first=hardest_first,
-            epochs=epochs,
-            each=each,  # type: ignore[arg-type]
-            repeat=repeat,
-            **found,
-        )
+        try:
+            permutation = make_order(
+                strategy,
+                n,
+                seed=seed,
+                epochs=epochs,
+                each=each,  # type: ignore[arg-type]
+                repeat=repeat,
+                **settings,
+                **found,
+            )
+        except Unlabelled as error:
+            if questions is None:
+                place = _place(data, error.row)
+            else:
+                place = f"question {questions['id'][error.row]!r}"
+            raise InputError(f"{data}: {error.at(place)}") from None
         if questions is None:
             on_rows = phase("putting rows in order", n + len(permutation))
             write_ordered(data, out, permutation, on_rows=on_rows)
@@ -297,7 +295,9 @@ def train(
     questions = questions_of(data, split, column, answer_base, bad_rows)
     note_parts(data, split)
     if labels:
-        questions = _with_labels(questions, data, labels, strategy)
+        columns = read_columns_option(column) or {}
+        questions = _with_labels(questions, data, labels, strategy, columns)
+    from lessonplan.orders import Unlabelled
     from lessonplan.training.train import train as train_model
     from lessonplan.training.tune import TuningError
 
@@ -315,6 +315,8 @@ def train(
                 processes=processes,
                 on_step=on_step,
             )
+    except Unlabelled as error:
+        raise InputError(f"{data}: {error}") from None
     except TuningError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -438,79 +440,152 @@ def _report(folder: Path) -> None:
     say(f"report: {page}")
 
 
-def _with_labels(questions: Any, data: str, tables: list[Path], strategy: str) -> Any:
-    """Return a question `Dataset` with the labels that a strategy uses from tables that have them.
+def _with_labels(
+    questions: Any, data: str, tables: list[Path], strategy: str, columns: dict[str, Any]
+) -> Any:
+    """Return a question `Dataset` with the labels that a strategy uses from tables of labels.
 
     Raises:
-        InputError: see `read_labels`.
+        InputError: see `_table_labels`.
     """
     from lessonplan.data.features import question_features
-    from lessonplan.orders import STRATEGIES
+    from lessonplan.orders import labels_used
 
-    uses = STRATEGIES.get(strategy)
-    for kind in ("category", "difficulty"):
-        if uses is None or not getattr(uses, f"uses_{kind}"):
-            continue
-        values = _joined_label(data, {"id": questions["id"][:]}, tables, kind, None, None)
-        if values is not None:
-            feature = question_features()[kind]
-            questions = questions.remove_columns(kind)
-            questions = questions.add_column(kind, values, feature=feature)
+    used = labels_used(strategy)
+    found = _table_labels(tables, strategy, used, questions["id"][:], data, columns)
+    for kind, values in found.items():
+        feature = question_features()[kind]
+        questions = questions.remove_columns(kind).add_column(kind, values, feature=feature)
     return questions
 
 
-def _joined_label(
+def _table_labels(
+    tables: list[Path],
+    strategy: str,
+    used: Sequence[Any],
+    ids: list[str],
     data: str,
     columns: dict[str, Any],
-    tables: list[Path],
-    kind: Any,
-    column: str | None,
-    key: str | None,
-) -> Any:
-    """Return a label from the first table that has it; None where there is none, or DATA has it."""
+) -> dict[str, Any]:
+    """Return the labels that --labels gives, for the rows of DATA, which have these ids.
+
+    Args:
+        used: the labels that the strategy uses; others are not looked at.
+        columns: what --column says.
+
+    Raises:
+        InputError: a table without such a label, a label in two places, and see `read_labels`.
+    """
     from lessonplan.data.streams import first_rows
     from lessonplan.labels.label import Label, checked
     from lessonplan.labels.tables import read_labels
 
-    if column in columns:
-        return None
+    if not used:
+        raise InputError(f"--labels has no effect: {strategy} uses no label. Leave it out.")
+    found: dict[str, Any] = {}
+    giver: dict[str, str] = {kind: f"--column {kind}={columns[kind]}" for kind in columns}
     for table in tables:
-        theirs = first_rows(table)
-        if (column or kind) not in theirs:
-            continue
-        ids = _ids(data, columns, key, theirs.get("id", []))
-        values, notes, uninformative = read_labels(ids, table, kind, column=column)
-        for note in [*notes, *uninformative]:
-            print(f"note: {note}", file=sys.stderr)
-        return checked(Label(kind, values, f"table {table.name}"), data).values
-    return None
+        names = first_rows(table)
+        given = [kind for kind in used if kind in names]
+        if not given:
+            raise InputError(
+                f"{table} has no column {' or '.join(map(repr, used))}, of which {strategy} makes "
+                f"its order; its columns are: {', '.join(names) or 'none'}. Rename the column that "
+                "is meant, or give another table."
+            )
+        for kind in given:
+            if kind in giver:
+                raise InputError(
+                    f"{giver[kind]} and {table} both give a {kind}. Leave out one of them."
+                )
+            giver[kind] = str(table)
+            values, notes, uninformative = read_labels(ids, table, kind)
+            for note in [*notes, *uninformative]:
+                print(f"note: {note}", file=sys.stderr)
+            found[kind] = checked(Label(kind, values, f"table {table.name}"), data).values
+    return found
 
 
-def _ids(file: str, columns: dict[str, Any], key: str | None, theirs: list[Any]) -> list[str]:
-    """Return what a label table calls the rows of a file: their ids, or 0-based row numbers.
+def _own_labels(
+    file: str,
+    columns: dict[str, Any],
+    used: Sequence[str],
+    given: Collection[str],
+    joined: bool,
+    on_rows: Any,
+) -> dict[str, Any]:
+    """Return the labels that a strategy uses from a file's own columns.
 
     Args:
-        columns: those of the file that are in memory, the ids among them if it has any.
-        theirs: the first ids of the label table.
+        columns: what --column says.
+        given: the labels that tables give.
+        joined: whether there are such tables.
     """
+    from lessonplan.data import read_columns
+    from lessonplan.data.streams import first_rows
+
+    known = ("category", "difficulty", *(["id"] if joined else []))
+    for ours in columns:
+        if ours not in known:
+            without = " without --labels" if ours == "id" else ""
+            raise InputError(
+                f"--column {ours}=... has no effect{without}: of a file an order reads "
+                f"{' and '.join(known[:2])}, and id to join --labels. Leave it out."
+            )
+    named = {kind: columns[kind] for kind in known[:2] if kind in columns}
+    lacking = [kind for kind in used if kind not in given and kind not in named]
+    names = first_rows(file) if lacking else {}
+    named |= {kind: kind for kind in lacking if kind in names}
+    if not named:
+        return {}
+    cells = read_columns(file, list(set(named.values())), on_rows=on_rows)
+    own = {kind: cells[name] for kind, name in named.items() if kind in used}
+    if "difficulty" in own:
+        _check_numbers(file, named["difficulty"], own["difficulty"])
+    return own
+
+
+def _check_numbers(file: str, column: str, cells: Any) -> None:
+    for row, cell in enumerate(cells if cells.dtype == object else []):
+        try:
+            float(cell or "nan")
+        except ValueError:
+            raise InputError(
+                f"{file}, {_place(file, row)}, column {column!r}: expected a difficulty as a "
+                f"number; found {shown(cell)}."
+            ) from None
+
+
+def _place(file: str, row: int) -> str:
+    """Return what messages call a 0-based row of a file."""
+    from lessonplan.data.tables import read_table
+
+    return read_table(file, keep=()).place(row)
+
+
+def _ids(file: str, columns: dict[str, Any], tables: list[Path]) -> list[str]:
+    """Return what label tables call the rows of a file: their ids, or 0-based row numbers."""
     from lessonplan.data import count_rows
     from lessonplan.data.streams import first_rows
-    from lessonplan.data.tables import cell_text, missing_column
+    from lessonplan.data.tables import cell_text, missing_column, read_table
 
-    if (key or "id") in columns:
-        return [cell_text(cell) for cell in columns[key or "id"]]
+    key = columns.get("id", "id")
+    cells = read_table(file, [key]).columns
+    if key in cells:
+        return [cell_text(cell) for cell in cells[key]]
     first = first_rows(file)
-    if key is not None:
+    if "id" in columns:
         raise InputError(missing_column(file, key, first))
     rows = [str(row) for row in range(count_rows(file))]
-    named = {cell_text(cell) for cell in theirs}
-    for name, cells in first.items():
-        texts = [cell_text(cell) if isinstance(cell, (str, int, float)) else "" for cell in cells]
-        if texts != rows[: len(texts)] and named and set(texts) == named:
-            raise InputError(
-                f"{file} has no column 'id', and the label table's ids are those of its column "
-                f"{name!r}. Say so: --id {name}."
-            )
+    for table in tables:
+        named = {cell_text(cell) for cell in first_rows(table).get("id", [])}
+        for name, cells in first.items():
+            texts = [cell_text(c) if isinstance(c, str | int | float) else "" for c in cells]
+            if texts != rows[: len(texts)] and named and set(texts) == named:
+                raise InputError(
+                    f"{file} has no column 'id', and the ids of {table} are those of its column "
+                    f"{name!r}. Say so: --column id={name}."
+                )
     return rows
 
 

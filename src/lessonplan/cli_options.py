@@ -29,8 +29,8 @@ ColumnsOption = Annotated[
     typer.Option(
         "--column",
         help="ours=theirs for question, options, answer, id, category or difficulty (of chat data "
-        "messages, or prompt and completion); several option columns as options=a,b,c. May be "
-        "given several times.",
+        "messages; prompt and completion; or instruction, input and output); several option "
+        "columns as options=a,b,c. May be given several times.",
     ),
 ]
 AnswerBaseOption = Annotated[

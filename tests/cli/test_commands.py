@@ -242,7 +242,7 @@ def test_training_in_an_order_of_label_tables(
     train = [tmp_path / "other" if word == tmp_path / "adapter" else word for word in train]
     said = run(*train, "--labels", tmp_path / "none.jsonl")
     assert said.status == 2
-    assert "48 of 48 questions have no finite difficulty" in said.err
+    assert "none.jsonl has no column 'difficulty'" in said.err
 
 
 def test_training_that_fails(folder: Path, tiny_llama: Path, tmp_path: Path) -> None:
@@ -278,10 +278,14 @@ def table(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 ORDERS: dict[str, dict[str, Any]] = {
     "-s random": {},
-    "-s blocked --category kind --category-order 3,1,2": {"category_order": [3, 1, 2]},
-    "-s interleaved_curriculum --category kind --difficulty hard --blocks band --bands 0.3,0.6 "
-    "--hardest-first": {"blocks": "band", "bands": [0.3, 0.6], "hardest_first": True},
-    "-s curriculum --difficulty hard --bands 3 --repeat 2 --epochs 2 --each anew": {
+    "-s blocked --column category=kind --category-order 3,1,2": {"category_order": [3, 1, 2]},
+    "-s interleaved_curriculum --column category=kind --column difficulty=hard --blocks band "
+    "--bands 0.3,0.6 --hardest-first": {
+        "blocks": "band",
+        "bands": [0.3, 0.6],
+        "hardest_first": True,
+    },
+    "-s curriculum --column difficulty=hard --bands 3 --repeat 2 --epochs 2 --each anew": {
         "bands": 3,
         "repeat": 2,
         "epochs": 2,
@@ -295,9 +299,9 @@ def test_order_keeps_all_columns_and_bytes(
     table: Path, options: str, settings: dict[str, Any]
 ) -> None:
     labels: dict[str, Any] = {}
-    if "--category " in options:
+    if "category=" in options:
         labels["category"] = [1 + i % 3 for i in range(12)]
-    if "--difficulty " in options:
+    if "difficulty=" in options:
         labels["difficulty"] = [(i * 7 % 12) / 12 for i in range(12)]
     strategy = options.split()[1]
     order = lessonplan.order(strategy, 12, seed=3, **labels, **settings)
@@ -386,7 +390,7 @@ def test_a_label_table_and_a_column_together(folder: Path, tmp_path: Path) -> No
     table, ordered = tmp_path / "length.csv", tmp_path / "ordered.jsonl"
     run("label", "difficulty", folder / "train.jsonl", "--measure", "length", "-o", table)
     said = run("order", folder / "train.jsonl", "-s", "blocked_curriculum", "--labels", table,
-               "--category", "category", "-o", ordered)  # fmt: skip
+               "-o", ordered)  # fmt: skip
     assert said.status == 0, said
     shown = [json.loads(line) for line in ordered.read_text().splitlines()]
     kinds = [row["category"] for row in shown]
@@ -411,8 +415,8 @@ def test_ids_under_another_name_are_asked_for(tmp_path: Path) -> None:
     ordered = tmp_path / "ordered.jsonl"
     said = run("order", data, "-s", "curriculum", "--labels", table, "-o", ordered)
     assert said.status == 2
-    assert "--id number" in said.err
-    said = run("order", data, "-s", "curriculum", "--labels", table, "--id", "number",
+    assert "--column id=number" in said.err
+    said = run("order", data, "-s", "curriculum", "--labels", table, "--column", "id=number",
                "-o", ordered)  # fmt: skip
     assert said.status == 0, said
     shown = [json.loads(line) for line in ordered.read_text().splitlines()]

@@ -18,12 +18,12 @@ BAD = {
         "has no column 'anser'. Did you mean 'answer'?",
     ),
     "misspelled column of an order": (
-        "order train.jsonl -s blocked --category categry -o NEW.jsonl",
+        "order train.jsonl -s blocked --column category=categry -o NEW.jsonl",
         "has no column 'categry'. Did you mean 'category'?",
     ),
-    "misspelled column of the bank": (
-        "order icd10cm -s blocked --category categry -o NEW.jsonl",
-        "has no column 'categry'. Did you mean 'category'?",
+    "a column of the bank": (
+        "order icd10cm -s blocked --column category=topic -o NEW.jsonl",
+        "icd10cm is built in, so its columns are known: leave out columns, format and answer_base",
     ),
     "answer outside": ("train outside.jsonl -s random -m MODEL -o NEW", "line 4"),
     "one option": ("train one_option.jsonl -s random -m MODEL -o NEW", "fewer than two options"),
@@ -37,24 +37,60 @@ BAD = {
     ),
     "NaN difficulty": ("train nan.jsonl -s curriculum -m MODEL -o NEW", "no finite difficulty"),
     "NaN difficulty of an order": (
-        "order nan.jsonl -s curriculum --difficulty difficulty -o NEW.jsonl",
-        "1 of 4 questions have no finite difficulty (the first is row 3)",
+        "order nan.jsonl -s curriculum -o NEW.jsonl",
+        "nan.jsonl: 1 of 4 questions have no finite difficulty (the first is line 4)",
     ),
     "label that is not there": (
         "train bare.jsonl -s curriculum -m MODEL -o NEW",
-        "no finite difficulty",
+        "bare.jsonl: 48 of 48 questions have no finite difficulty (the first is question 'q0')",
     ),
-    "label that is not given": (
-        "order train.jsonl -s blocked -o NEW.jsonl",
-        "blocked needs a category",
+    "label of an order that is not there": (
+        "order bare.jsonl -s blocked -o NEW.jsonl",
+        "blocked needs a category for every question: name its column (--column category=...)",
+    ),
+    "labels that an order does not use": (
+        "order train.jsonl -s random --labels train.jsonl -o NEW.jsonl",
+        "--labels has no effect: random uses no label",
+    ),
+    "labels of another kind": (
+        "order train.jsonl -s curriculum --labels results.csv -o NEW.jsonl",
+        "results.csv has no column 'difficulty', of which curriculum makes its order",
+    ),
+    "labels of another kind to train": (
+        "train train.jsonl -s curriculum -m MODEL --labels results.csv -o NEW",
+        "results.csv has no column 'difficulty', of which curriculum makes its order",
+    ),
+    "a label in two places": (
+        "order train.jsonl -s curriculum --labels train.jsonl --labels test.jsonl -o NEW.jsonl",
+        "train.jsonl and test.jsonl both give a difficulty. Leave out one of them",
+    ),
+    "a label in two places to train": (
+        "train train.jsonl -s blocked -m MODEL --labels train.jsonl --column category=id -o NEW",
+        "--column category=id and train.jsonl both give a category. Leave out one of them",
+    ),
+    "a column that no order reads": (
+        "order train.jsonl -s blocked --column answer=category -o NEW.jsonl",
+        "--column answer=... has no effect: of a file an order reads category and difficulty",
+    ),
+    "an id without labels": (
+        "order train.jsonl -s blocked --column id=question -o NEW.jsonl",
+        "--column id=... has no effect without --labels",
+    ),
+    "bands of a shuffle": (
+        "order train.jsonl -s random --bands 2 -o NEW.jsonl",
+        "bands has no effect on random, which does not sort questions by difficulty. Leave it out",
+    ),
+    "passes of one": (
+        "order train.jsonl -s random --each anew -o NEW.jsonl",
+        "each='anew' has no effect on a single pass. Leave it out, or give epochs of 2 or more",
     ),
     "label that a study lacks": (
         "study study.yaml -o NEW --set training=bare.jsonl",
         "bare, difficulty 'given': no question has a difficulty (column 'difficulty'). Take",
     ),
     "difficulty that is text": (
-        "order train.jsonl -s curriculum --difficulty category -o NEW.jsonl",
-        "difficulty must be numbers",
+        "order train.jsonl -s curriculum --column difficulty=category -o NEW.jsonl",
+        "train.jsonl, line 1, column 'category': expected a difficulty as a number; found 'reg",
     ),
     "unknown key": ("study unknown.yaml -o NEW", "seedz: this key is unknown. Did you mean"),
     "model without tokenizer": (
@@ -145,23 +181,23 @@ BAD = {
         "Did you mean 'interleaved'?",
     ),
     "bands": (
-        "order train.jsonl -s curriculum --difficulty difficulty --bands low,high -o NEW.jsonl",
+        "order train.jsonl -s curriculum --bands low,high -o NEW.jsonl",
         "--bands takes a number, or thresholds as 0.3,0.6, not 'low,high'",
     ),
     "bands that fall": (
-        "order train.jsonl -s curriculum --difficulty difficulty --bands 0.6,0.3 -o NEW.jsonl",
+        "order train.jsonl -s curriculum --bands 0.6,0.3 -o NEW.jsonl",
         "ascending thresholds",
     ),
     "blocks": (
-        "order train.jsonl -s interleaved --category category --blocks many -o NEW.jsonl",
+        "order train.jsonl -s interleaved --blocks many -o NEW.jsonl",
         "--blocks takes a whole number or 'band', not 'many'",
     ),
     "blocks that look like a number": (
-        "order train.jsonl -s interleaved --category category --blocks ² -o NEW.jsonl",
+        "order train.jsonl -s interleaved --blocks ² -o NEW.jsonl",
         "--blocks takes a whole number",
     ),
     "no blocks": (
-        "order train.jsonl -s interleaved --category category --blocks 0 -o NEW.jsonl",
+        "order train.jsonl -s interleaved --blocks 0 -o NEW.jsonl",
         "blocks must be an integer of at least 1",
     ),
     "seed": ("order train.jsonl -s random --seed -1 -o NEW.jsonl", "seed must be an integer"),

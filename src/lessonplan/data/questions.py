@@ -157,7 +157,10 @@ def read_questions(
         name = os.fspath(source)
         if name in BANKS:
             if columns or format != "auto" or answer_base is not None:
-                raise InputError(f"{name} is built in: columns, format, answer_base do not apply.")
+                raise InputError(
+                    f"{name} is built in, so its columns are known: leave out columns, format and "
+                    "answer_base."
+                )
             return _read_bank(name, split, keep, seed)
         raw = open_named(name, split)
     elif isinstance(source, (str, os.PathLike)):

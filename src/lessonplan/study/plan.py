@@ -340,9 +340,7 @@ def arms(study: Study) -> Iterator[tuple[str, ArmSpec, dict[Kind, str]]]:
 
 def _uses(spec: ArmSpec) -> dict[Kind, bool]:
     """Return which kinds of label an arm's order depends on."""
-    used = orders.labels_used(
-        spec.strategy, blocks=spec.blocks, category_order=spec.category_order
-    )
+    used = orders.labels_used(spec.strategy, blocks=spec.blocks, category_order=spec.category_order)
     return {kind: kind in used for kind in KINDS}
 
 
