@@ -120,7 +120,7 @@ over. A study's folder is its own: `study` goes on there, and `report` writes it
 
 `--column OURS=THEIRS` names a column of DATA in every command that reads one; columns that are
 called as ours need none. Of a file, `order` reads `category`, `difficulty` and, to join `--labels`,
-`id`. A label table has its columns as `lessonplan label` writes them: `id`, `category`, `difficulty`.
+`id`. A label table has the columns that `lessonplan label` writes: `id`, `category`, `difficulty`.
 
 An option that would have no effect is an error.
 """

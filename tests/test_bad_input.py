@@ -571,6 +571,10 @@ STUDIES: dict[str, tuple[str, str]] = {
         "study.yaml, line 3: strategies.1.blocks: Input should be a valid integer, unable "
         "to parse string as an integer; or: Input should be 'band' (found 'all')",
     ),
+    "a seed that draws nothing": (
+        "training: {data: icd10cm, fold_seed: 1}\nevaluation: medqa\n",
+        "study.yaml, line 1: training.0: fold_seed has no effect without folds; leave it out",
+    ),
     "bands without a difficulty": (
         STUDY + "strategies: [random, {strategy: blocked, bands: 3}]\n",
         "study.yaml, line 3: strategies.1: bands has no effect on blocked, which does not sort "

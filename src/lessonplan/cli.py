@@ -31,6 +31,7 @@ from lessonplan.cli_options import (
     StrategyOption,
     TrustOption,
     check_out,
+    check_report,
     console,
     note_parts,
     questions_of,
@@ -147,8 +148,7 @@ def compare(
     from lessonplan.report import write_report
     from lessonplan.statistics import compare as compare_tables
 
-    if out is not None:
-        check_out(out, *files, overwrite=overwrite, holds="report")
+    check_report(out, *files, overwrite=overwrite)
     comparison = compare_tables(files, baseline=baseline)
     _print(comparison)
     if out is not None:
@@ -291,6 +291,11 @@ def train(
 
     recipe = read_recipe(settings or [])
     scoring = read_scoring(form, score)
+    if score != "per_token" and recipe.loss != "choice":
+        raise InputError(
+            f"--score {score} has no effect on a training whose loss is of the answer alone. Leave "
+            "it out, or say --set loss=choice."
+        )
     check_out(out, data, *(labels or []), holds="adapter")
     questions = questions_of(data, split, column, answer_base, bad_rows)
     note_parts(data, split)
@@ -349,9 +354,9 @@ def evaluate(
     from lessonplan.evaluation import accuracy, weighted_f1
     from lessonplan.evaluation.predict import evaluate as evaluate_model
     from lessonplan.evaluation.scores import LIKELIHOODS
-    from lessonplan.training.recipe import read_recipe, read_scoring
+    from lessonplan.training.recipe import LOADING, read_recipe, read_scoring
 
-    recipe = read_recipe(settings or [])
+    recipe = read_recipe(settings or [], LOADING)
     scoring = read_scoring(form, score)
     check_out(out, data, model, adapter, overwrite=overwrite)
     questions = questions_of(data, split, column, answer_base, bad_rows)

@@ -149,6 +149,14 @@ def check_out(
         raise InputError(f"{out} {what}. {OTHER}{replace}.")
 
 
+def check_report(out: Path | None, *inputs: Path, overwrite: bool) -> None:
+    """Refuse a folder for a report, which may be left out, as `check_out` does."""
+    if out is not None:
+        check_out(out, *inputs, overwrite=overwrite, holds="report")
+    elif overwrite:
+        raise InputError("--overwrite has no effect without -o. Leave it out, or name a folder.")
+
+
 def note_parts(data: str, split: str | None) -> None:
     """Say that a built-in bank is taken with its test questions, where no split is named."""
     from lessonplan.data.questions import BANKS

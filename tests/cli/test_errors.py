@@ -237,6 +237,31 @@ BAD = {
         "order train.jsonl -s random -o train.jsonl/NEW.jsonl",
         "train.jsonl",
     ),
+    "a score of letters": (
+        "evaluate test.jsonl -m MODEL -o NEW.csv --form letter --score per_byte",
+        "score: per_byte has no effect on form: letter, which is always compared by sum",
+    ),
+    "a score of the answer alone": (
+        "train train.jsonl -s random -m MODEL -o NEW --score sum",
+        "--score sum has no effect on a training whose loss is of the answer alone. Leave it out",
+    ),
+    "a setting of tuning to evaluate": (
+        "evaluate test.jsonl -m MODEL -o NEW.csv --set adapter.rank=4",
+        "--set adapter=... has no effect here. Leave it out; what can be set is max_tokens, dtype",
+    ),
+    "processes of one": (
+        "train train.jsonl -s random -m MODEL -o NEW --processes 2",
+        "processes go with trainer: trl (--set trainer=trl)",
+    ),
+    "nothing to overwrite": (
+        "compare results.csv --baseline x --overwrite",
+        "--overwrite has no effect without -o",
+    ),
+    "no tables to overwrite": ("grid results.csv --overwrite", "no effect without -o"),
+    "seeds that are asked for": (
+        "plan study.yaml --gain 2 --seeds 5",
+        "--seeds has no effect with --gain, which asks how many seeds it takes",
+    ),
     "no baseline": ("compare results.csv", "random"),
     "results without columns": ("compare train.jsonl", "arm"),
     "no results": ("compare nothing.csv", "nothing.csv"),
@@ -317,6 +342,22 @@ BAD_LABELS = {
     "settings of another source": (
         "difficulty train.jsonl --measure length --method 2pl -o NEW.csv",
         "method: 2pl goes with answers",
+    ),
+    "a server's settings without one": (
+        "difficulty train.jsonl -m MODEL --top 5 --api chat -o NEW.csv",
+        "api and top (of endpoint) have no effect: no model is behind a server",
+    ),
+    "a setting of tuning": (
+        "difficulty train.jsonl -m MODEL --set epochs=2 -o NEW.csv",
+        "--set epochs=... has no effect here",
+    ),
+    "a setting of models": (
+        "difficulty train.jsonl --measure length --set threads=1 -o NEW.csv",
+        "--set threads=... has no effect here. Leave it out; what can be set is nothing",
+    ),
+    "a score without models": (
+        "difficulty train.jsonl --measure length --score sum -o NEW.csv",
+        "--score sum has no effect without a --model",
     ),
     "one model twice": ("difficulty train.jsonl -m MODEL -m MODEL -o NEW.csv", "stands twice"),
     "no threads": ("category train.jsonl --threads 0 -o NEW.csv", "threads"),

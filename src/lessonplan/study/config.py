@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -62,6 +62,13 @@ class DataSpec(Strict):
     bad_rows: Literal["error", "drop"] = "error"
     sample: Count | None = None
     sample_seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _seeds_draw_something(self) -> Self:
+        for draws, seed in (("sample", "sample_seed"), ("folds", "fold_seed")):
+            if getattr(self, seed, 0) and getattr(self, draws) is None:
+                raise ValueError(f"{seed} has no effect without {draws}; leave it out")
+        return self
 
     @property
     def title(self) -> str:
