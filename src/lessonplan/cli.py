@@ -575,9 +575,9 @@ def _ids(file: str, columns: dict[str, Any], tables: list[Path]) -> list[str]:
     from lessonplan.data.tables import cell_text, missing_column, read_table
 
     key = columns.get("id", "id")
-    cells = read_table(file, [key]).columns
-    if key in cells:
-        return [cell_text(cell) for cell in cells[key]]
+    own = read_table(file, [key]).columns
+    if key in own:
+        return [cell_text(cell) for cell in own[key]]
     first = first_rows(file)
     if "id" in columns:
         raise InputError(missing_column(file, key, first))

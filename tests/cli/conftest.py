@@ -91,6 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     (folder / "half.jsonl").write_text('{"question": "bad \\ud83d half"}\n')
     (folder / "broken.jsonl").write_text('{"id": 1}\n{"id": \n')
     (folder / "empty.jsonl").write_text("")
+    (folder / "binary.csv").write_bytes(b"id\n\x1b[31m,\xaa\n")
     bare_model = folder / "no_tokenizer"
     bare_model.mkdir()
     for file in tiny_llama.iterdir():

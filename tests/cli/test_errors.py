@@ -264,7 +264,13 @@ BAD = {
     ),
     "no baseline": ("compare results.csv", "random"),
     "results without columns": ("compare train.jsonl", "arm"),
-    "no results": ("compare nothing.csv", "nothing.csv"),
+    "no results": ("compare result.csv", "no file result.csv. Did you mean 'results.csv'?"),
+    "results that are no text": ("compare binary.csv", "binary.csv: cannot be read as csv"),
+    "a folder of results": ("compare full", "full is a folder; a file"),
+    "accuracies of nothing": (
+        "grid results.csv --baseline x",
+        "results.csv: no column 'strategy'",
+    ),
     "status of no study": ("status full", "full is no study folder"),
     "report of no study": ("report full", "full is no study folder"),
     "no folder at all": ("report NEW", "is no study folder"),
@@ -300,6 +306,7 @@ def test_bad_input(
     assert said.status == 2, said
     assert found in said.err
     assert "Traceback" not in said.err
+    assert all(line.isprintable() for line in said.err.splitlines())
     assert said.out == ""
     if "No such" not in found and "valid integer" not in found:
         assert said.err.startswith("error: ")

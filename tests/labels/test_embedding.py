@@ -95,7 +95,7 @@ def test_texts_of_questions() -> None:
     ("texts", "message"),
     [
         ([], "no texts"),
-        (["a", "  "], r"Text 1 \(counted from 0\) is '  '"),
+        (["a", "  "], r"Text 2 is '  '"),
         (["a", None], "Text 1"),
         ("one text", "a list of texts"),
     ],
