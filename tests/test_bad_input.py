@@ -205,7 +205,7 @@ FILES: dict[str, tuple[str, bytes | str, str]] = {
     "a chat for a question": (
         "q.jsonl", jsonl(question(), question(1, question=[{"role": "user", "content": "Q?"}])),
         "q.jsonl: 1 of 2 rows cannot be used. question that is a list: 1 (line 2). Mend "
-        "them, or set bad_rows: drop to leave them out",
+        "them, or set bad_rows: drop (--bad-rows drop) to leave them out",
     ),
     "an option that is a list": (
         "q.jsonl", jsonl(question(options=["a", ["b"]])),

@@ -180,6 +180,8 @@ def order(
     each: Annotated[str, typer.Option(help="same or anew: the order of each pass.")] = "same",
     repeat: Annotated[int, typer.Option(help="Times that each group is shown in a row.")] = 1,
     split: SplitOption = None,
+    answer_base: AnswerBaseOption = None,
+    bad_rows: BadRowsOption = "error",
     trainer: Annotated[
         str | None,
         typer.Option(
@@ -192,9 +194,10 @@ def order(
     """Put the rows of a table (any columns, all kept) in a strategy's order.
 
     Of a file only the category and the difficulty that the strategy uses are read (and with
-    --labels the id): columns of these names, or as --column says.
+    --labels the id): columns of these names, or as --column says. --split, --answer-base and
+    --bad-rows are for questions that have a name or lie on the hub.
     """
-    from lessonplan.data import count_rows, load_questions, write_ordered, write_table
+    from lessonplan.data import count_rows, write_ordered, write_table
     from lessonplan.data.streams import first_rows
     from lessonplan.integrations.settings import trainer_settings
     from lessonplan.orders import Unlabelled, check_settings, labels_used
@@ -213,11 +216,16 @@ def order(
     check_out(out, data, *(labels or []), overwrite=overwrite)
     columns = read_columns_option(column) or {}
     # A file is any table; a named data set is questions, with their own labels.
-    if Path(data).is_file() and split is not None:
-        raise InputError(f"{data} is one file and has no splits; leave out --split.")
     questions = None
     if not Path(data).exists():
-        questions = load_questions(data, split=split, columns=columns)
+        questions = questions_of(data, split, column, answer_base, bad_rows)
+    elif split is not None:
+        raise InputError(f"{data} is one file and has no splits; leave out --split.")
+    elif answer_base is not None or bad_rows != "error":
+        raise InputError(
+            f"{data} is put in order as it stands, answers and all rows alike; leave out "
+            f"{'--bad-rows' if answer_base is None else '--answer-base'}."
+        )
     found: dict[str, Any] = {}
     if labels:
         ids = _ids(data, columns, labels) if questions is None else questions["id"][:]

@@ -203,6 +203,10 @@ BAD = {
     "seed": ("order train.jsonl -s random --seed -1 -o NEW.jsonl", "seed must be an integer"),
     "each": ("order train.jsonl -s random --each day -o NEW.jsonl", "each must be"),
     "split of a file": ("order train.jsonl -s random --split x -o NEW.jsonl", "has no splits"),
+    "bad rows of a file": (
+        "order train.jsonl -s random --bad-rows drop -o NEW.jsonl",
+        "train.jsonl is put in order as it stands, answers and all rows alike; leave out --bad-",
+    ),
     "setting without value": (
         "train train.jsonl -s random -m MODEL -o NEW --set learning_rate",
         "--set takes key=value",

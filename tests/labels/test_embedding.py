@@ -96,7 +96,7 @@ def test_texts_of_questions() -> None:
     [
         ([], "no texts"),
         (["a", "  "], r"Text 2 is '  '"),
-        (["a", None], "Text 1"),
+        (["a", None], "Text 2 is None"),
         ("one text", "a list of texts"),
     ],
 )

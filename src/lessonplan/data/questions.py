@@ -419,7 +419,7 @@ def _account(
             size = tables.row_count(raw.table.columns)
             raise InputError(
                 f"{raw.source}: {total} of {_rows(size)} cannot be used. {listed}. "
-                f"Mend them, or set bad_rows: drop to leave them out."
+                "Mend them, or set bad_rows: drop (--bad-rows drop) to leave them out."
             )
         dropped |= {kind: len(rows) for kind, rows in by_kind.items()}
         notes.append(f"{_rows(total)} of {name} {_were(total)} dropped (bad_rows: drop). {listed}.")
