@@ -83,10 +83,17 @@ def label_difficulty(
     from lessonplan.study.sources import TUNED, read_label_spec
     from lessonplan.training.recipe import LOADING, read_recipe, read_scoring
 
-    if not (model or measure or answers or share_right):
+    sources = {
+        "--model": model,
+        "--measure": measure and not model,
+        "--answers": answers,
+        "--share-right": share_right,
+    }
+    given = [option for option, value in sources.items() if value]
+    if len(given) != 1:
         raise InputError(
             "a difficulty is made from one of --model, --measure length, --answers and "
-            "--share-right; found none of them."
+            f"--share-right; found {' and '.join(given) or 'none of them'}."
         )
     by_models = bool(model) or measure not in (None, "length")
     used = None if measure in TUNED else LOADING if by_models else ()

@@ -331,7 +331,7 @@ BAD_LABELS = {
     "nothing asked": ("difficulty train.jsonl -o NEW.csv", "found none of them"),
     "two things asked": (
         "difficulty train.jsonl -m MODEL --answers results.csv -o NEW.csv",
-        "found answers and measure",
+        "--share-right; found --model and --answers",
     ),
     "unknown measure": ("difficulty train.jsonl --measure los -o NEW.csv", "measure: Input should"),
     "unknown model": ("difficulty train.jsonl -m smollm -o NEW.csv", "Did you mean 'smollm2-135m'"),

@@ -330,7 +330,9 @@ def _models(spec: LabelSpec, models: Sequence[ModelSpec]) -> list[ModelSpec]:
     """Return the models to ask, with what the study says of those that are its own."""
     if not spec.models:
         if not models:
-            raise InputError(f"measure: {spec.measure} needs models; name one or several.")
+            raise InputError(
+                f"measure: {spec.measure} needs models; name one or several (--model)."
+            )
         return list(models)
     twice = sorted({name for name in spec.models if spec.models.count(name) > 1})
     if twice:
