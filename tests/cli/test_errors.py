@@ -12,7 +12,10 @@ SMALL = "--set threads=1"
 # What is typed (in the folder; MODEL is a model), and what the message must hold.
 BAD = {
     "missing data": ("train trian.jsonl -s random -m MODEL -o NEW", "Did you mean 'train.jsonl'"),
-    "missing study file": ("study stud.yaml -o NEW", "stud.yaml cannot be read"),
+    "missing study file": (
+        "study stud.yaml -o NEW",
+        "There is no study file stud.yaml. Did you mean 'study.yaml'?",
+    ),
     "misspelled column": (
         "train train.jsonl -s random -m MODEL -o NEW --column answer=anser",
         "has no column 'anser'. Did you mean 'answer'?",

@@ -379,6 +379,9 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
 
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        there = os.listdir(path.parent) if path.parent.is_dir() else []
+        raise InputError(f"There is no study file {path}.{nearest(path.name, there)}") from None
     except OSError as error:
         raise InputError(f"The study file {path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
