@@ -112,10 +112,7 @@ def order_file(source: Path, out: Path, strategy: str) -> float:
 def run_here(source: str, out: str, strategy: str) -> None:
     from lessonplan.cli import app
 
-    options = ["order", source, "-s", strategy, "-o", out, "--overwrite"]
-    if strategy != "random":
-        options += ["--category", "category", "--difficulty", "difficulty"]
-    app(options, standalone_mode=False)
+    app(["order", source, "-s", strategy, "-o", out, "--overwrite"], standalone_mode=False)
     print(peak_memory_here())
 
 

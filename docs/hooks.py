@@ -117,6 +117,12 @@ What `-o` names has to be new or empty; `--overwrite` replaces a file, or the re
 (other files there are left alone), but no adapter. It is looked at before the work begins, and a
 file that was there stays until the new one is whole. A file that a command reads is never written
 over. A study's folder is its own: `study` goes on there, and `report` writes its report anew.
+
+`--column OURS=THEIRS` names a column of DATA in every command that reads one; columns that are
+called as ours need none. Of a file, `order` reads `category`, `difficulty` and, to join `--labels`,
+`id`. A label table has the columns that `lessonplan label` writes: `id`, `category`, `difficulty`.
+
+An option that would have no effect is an error.
 """
 
 

@@ -1,8 +1,8 @@
 """Bad input of every kind, through the command line: the message that each must end in.
 
 A message says what was found and where (file, line or row, column or key), what was expected or
-what to do. `test_cli.py` has what is wrong with a command that reads good files; here the files are
-bad.
+what to do. `cli/test_errors.py` has what is wrong with a command that reads good files; here the
+files are bad.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ FILES: dict[str, tuple[str, bytes | str, str]] = {
     "a chat for a question": (
         "q.jsonl", jsonl(question(), question(1, question=[{"role": "user", "content": "Q?"}])),
         "q.jsonl: 1 of 2 rows cannot be used. question that is a list: 1 (line 2). Mend "
-        "them, or set bad_rows: drop to leave them out",
+        "them, or set bad_rows: drop (--bad-rows drop) to leave them out",
     ),
     "an option that is a list": (
         "q.jsonl", jsonl(question(options=["a", ["b"]])),
@@ -327,7 +327,7 @@ TABLES: dict[str, tuple[str, str, bytes | str, str]] = {
     ),
     "a difficulty for some": (
         EASY, "t.csv", "id,difficulty\nq0,1\n",
-        "1 of 2 questions have no finite difficulty (the first is row 1), and curriculum "
+        "q.jsonl: 1 of 2 questions have no finite difficulty (the first is line 2), and curriculum "
         "needs one for each. Label them or leave them out",
     ),
     "ids of others": (
@@ -342,13 +342,14 @@ TABLES: dict[str, tuple[str, str, bytes | str, str]] = {
     "an empty id": (EASY, "t.csv", "id,difficulty\nq0,1\n,2\n", "t.csv, line 3: id is empty"),
     "no ids": (
         EASY, "t.csv", "name,difficulty\nq0,1\n",
-        "t.csv has no column 'id' or 'line' that says which question a row is about. Name "
-        "it with key; the columns are: name, difficulty",
+        "t.csv has no column 'id' or 'line' that says which question a row is about. Rename "
+        "that column to id, or name "
+        "it with key where there is such a setting; the columns are: name, difficulty",
     ),
     "no such label": (
         EASY, "t.csv", "id,hardness\nq0,1\nq1,2\n",
-        "The strategy curriculum needs a difficulty for every question: name its column "
-        "(--difficulty), or a label table with such a column (--labels)",
+        "t.csv has no column 'difficulty', of which curriculum makes its order; its columns are: "
+        "id, hardness. Rename the column that is meant, or give another table",
     ),
     "a category that is an object": (
         BY_KIND, "t.jsonl", jsonl({"id": "q0", "category": {}}),
@@ -364,7 +365,7 @@ TABLES: dict[str, tuple[str, str, bytes | str, str]] = {
     ),
     "an empty table": (
         BY_KIND, "t.csv", "",
-        "The strategy blocked needs a category for every question",
+        "t.csv has no column 'category', of which blocked makes its order; its columns are: none",
     ),
     "answers that are words": (
         ANSWERS, "t.csv", "id,gpt\nq0,yes\n",
@@ -570,6 +571,21 @@ STUDIES: dict[str, tuple[str, str]] = {
         "study.yaml, line 3: strategies.1.blocks: Input should be a valid integer, unable "
         "to parse string as an integer; or: Input should be 'band' (found 'all')",
     ),
+    "a seed that draws nothing": (
+        "training: {data: icd10cm, fold_seed: 1}\nevaluation: medqa\n",
+        "study.yaml, line 1: training.0: fold_seed has no effect without folds; leave it out",
+    ),
+    "bands without a difficulty": (
+        STUDY + "strategies: [random, {strategy: blocked, bands: 3}]\n",
+        "study.yaml, line 3: strategies.1: bands has no effect on blocked, which does not sort "
+        "questions by difficulty. Leave it out, or take one of curriculum, blocked_curriculum, "
+        "interleaved_curriculum",
+    ),
+    "an order drawn anew, once": (
+        STUDY + "recipe: {each: anew}\n",
+        "study.yaml, line 3: recipe: each: anew has no effect on a single pass; give epochs of 2 "
+        "or more",
+    ),
     "blocks beyond counting": (
         STUDY + f"strategies: [random, {{strategy: blocked, blocks: {10**30}}}]\n",
         "study.yaml, line 3: strategies.1.blocks: Input should be less than 2147483648; or: "
@@ -584,7 +600,9 @@ def test_study_files(run: Callable[..., tuple[int, str]], text: str, found: str)
     refuses(run, "study study.yaml -o out", found)
 
 
-ORDER = "order q.jsonl -s {} --category category --difficulty difficulty -o out.jsonl "
+ORDER = (
+    "order q.jsonl -s {} --column category=category --column difficulty=difficulty -o out.jsonl "
+)
 TRAIN = "train q.jsonl -s random -o out "
 COMMANDS: dict[str, tuple[str, str]] = {
     "blocks beyond all numbers": (

@@ -242,6 +242,7 @@ def test_yaml_builds_nothing(tmp_path: Path, marker: Path, text: str) -> None:
     # The folder's own study.yaml is read, too.
     (tmp_path / "out").mkdir(exist_ok=True)
     shutil.copy(file, tmp_path / "out" / "study.yaml")
+    (tmp_path / "out" / ".lock").touch()
     ours = tmp_path / "ours.yaml"
     ours.write_text("training: icd10cm\nevaluation: icd10cm\nmodels: smollm2-135m\n")
     assert run("study", ours, "-o", tmp_path / "out").status == 2

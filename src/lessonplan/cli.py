@@ -30,11 +30,14 @@ from lessonplan.cli_options import (
     StrategyOption,
     TrustOption,
     check_out,
+    check_report,
     console,
     note_parts,
     questions_of,
+    read_columns_option,
     say,
 )
+from lessonplan.cli_order import order, with_labels
 from lessonplan.cli_plan import plan
 from lessonplan.errors import NO_ROOM, InputError, counted, without_secrets
 from lessonplan.orders import STRATEGIES
@@ -67,6 +70,7 @@ app = typer.Typer(
 app.add_typer(label_app, name="label")
 app.command()(plan)
 app.command()(grid)
+app.command()(order)
 
 
 @app.command()
@@ -91,6 +95,12 @@ def study(
     from lessonplan.study import load_study, run_study
 
     configured = load_study(file, settings or [])
+    kept = out / "study.yaml"
+    if os.path.exists(kept) and kept.samefile(file):
+        raise InputError(
+            f"{file} would be written over: a study's folder keeps its settings under this name. "
+            "Give another folder with -o, or a copy of the file that lies elsewhere."
+        )
     with StudyProgress() as watch:
         run_study(configured, out, watch, repair=repair, ray=ray)
     _report(out)
@@ -107,7 +117,10 @@ def status(
     """Say what a study has done and what it lacks."""
     from lessonplan.study.status import status_table
 
-    _print(status_table(folder))
+    table, others = status_table(folder)
+    _print(table)
+    for sentence in others:
+        say(sentence)
 
 
 @app.command()
@@ -136,123 +149,11 @@ def compare(
     from lessonplan.report import write_report
     from lessonplan.statistics import compare as compare_tables
 
-    if out is not None:
-        check_out(out, *files, overwrite=overwrite, holds="report")
+    check_report(out, *files, overwrite=overwrite)
     comparison = compare_tables(files, baseline=baseline)
     _print(comparison)
     if out is not None:
         say(f"report: {write_report(comparison.record, out)}")
-
-
-@app.command()
-def order(
-    data: Data,
-    strategy: StrategyOption,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="File to write (.jsonl, .csv, .parquet).")
-    ],
-    overwrite: OverwriteOption = False,
-    category: Annotated[str | None, typer.Option(help="Column with the category.")] = None,
-    difficulty: Annotated[str | None, typer.Option(help="Column with the difficulty.")] = None,
-    labels: LabelsOption = None,
-    key: Annotated[
-        str | None,
-        typer.Option("--id", help="Column of DATA with the ids in --labels; by default id."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
-    blocks: Annotated[str, typer.Option(help="Rounds of interleaving, or band.")] = "3",
-    bands: Annotated[
-        str | None, typer.Option(help="Difficulty bands: a number, or thresholds as 0.3,0.6.")
-    ] = None,
-    category_order: Annotated[
-        str, typer.Option(help="drawn, alphabetical, size, difficulty, or all names as a,b,c.")
-    ] = "drawn",
-    hardest_first: Annotated[
-        bool, typer.Option("--hardest-first", help="From hard to easy.")
-    ] = False,
-    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 1,
-    each: Annotated[str, typer.Option(help="same or anew: the order of each pass.")] = "same",
-    repeat: Annotated[int, typer.Option(help="Times that each group is shown in a row.")] = 1,
-    split: SplitOption = None,
-    trainer: Annotated[
-        str | None,
-        typer.Option(
-            "--for",
-            help="axolotl, llamafactory, ms-swift or trl: print the settings with which it keeps "
-            "the order.",
-        ),
-    ] = None,
-) -> None:
-    """Put the rows of a table (any columns, all kept) in a strategy's order."""
-    from lessonplan.data import (
-        count_rows,
-        load_questions,
-        read_columns,
-        write_ordered,
-        write_table,
-    )
-    from lessonplan.data.streams import first_rows
-    from lessonplan.data.tables import missing_column, read_table
-    from lessonplan.integrations.settings import trainer_settings
-    from lessonplan.orders import order as make_order
-    from lessonplan.progress import rows_bar
-
-    if trainer is not None:
-        trainer_settings(trainer, out, [])  # said before the work, not after it
-    check_out(out, data, *(labels or []), overwrite=overwrite)
-    # A file is any table; a named data set is questions, with their own labels.
-    if Path(data).is_file() and split is not None:
-        raise InputError(f"{data} is one file and has no splits; leave out --split.")
-    questions = None if Path(data).exists() else load_questions(data, split=split)
-    rows: Any = {}
-    if labels:
-        needed = [name for name in (key or "id", category, difficulty) if name]
-        rows = read_table(data, needed).columns if questions is None else questions[:]
-    found: dict[str, Any] = {}
-    own: dict[str, str] = {}
-    for kind, column in (("category", category), ("difficulty", difficulty)):
-        joined = _joined_label(data, rows, labels or [], kind, column, key)
-        if joined is not None:
-            found[kind] = joined
-        elif questions is not None:
-            name = column or kind
-            if name not in questions.column_names:
-                raise InputError(missing_column(data, name, questions.column_names))
-            found[kind] = questions[name][:]
-        elif column is not None:
-            own[kind] = column
-    with rows_bar() as phase:
-        if own:
-            columns = read_columns(data, list(set(own.values())), on_rows=phase("reading labels"))
-            found |= {kind: columns[column] for kind, column in own.items()}
-        if found:
-            n = len(next(iter(found.values())))
-        else:
-            n = count_rows(data) if questions is None else len(questions)
-        if n == 0:
-            raise InputError(f"{data} holds no rows to put in order.")
-        permutation = make_order(
-            strategy,
-            n,
-            seed=seed,
-            blocks="band" if blocks == "band" else _integer("--blocks", blocks),
-            bands=None if bands is None else _bands(bands),
-            category_order=category_order.split(",") if "," in category_order else category_order,
-            hardest_first=hardest_first,
-            epochs=epochs,
-            each=each,  # type: ignore[arg-type]
-            repeat=repeat,
-            **found,
-        )
-        if questions is None:
-            on_rows = phase("putting rows in order", n + len(permutation))
-            write_ordered(data, out, permutation, on_rows=on_rows)
-        else:
-            write_table(questions.select(permutation), out)
-    note_parts(data, split)
-    say(f"{len(permutation)} rows in {strategy} order: {out}")
-    if trainer is not None:
-        say(trainer_settings(trainer, out, first_rows(out, 1), epochs))
 
 
 @app.command()
@@ -284,11 +185,18 @@ def train(
 
     recipe = read_recipe(settings or [])
     scoring = read_scoring(form, score)
+    if score != "per_token" and recipe.loss != "choice":
+        raise InputError(
+            f"--score {score} has no effect on a training whose loss is of the answer alone. Leave "
+            "it out, or say --set loss=choice."
+        )
     check_out(out, data, *(labels or []), holds="adapter")
     questions = questions_of(data, split, column, answer_base, bad_rows)
     note_parts(data, split)
     if labels:
-        questions = _with_labels(questions, data, labels, strategy)
+        columns = read_columns_option(column) or {}
+        questions = with_labels(questions, data, labels, strategy, columns)
+    from lessonplan.orders import Unlabelled
     from lessonplan.training.train import train as train_model
     from lessonplan.training.tune import TuningError
 
@@ -306,6 +214,8 @@ def train(
                 processes=processes,
                 on_step=on_step,
             )
+    except Unlabelled as error:
+        raise InputError(f"{data}: {error}") from None
     except TuningError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -338,9 +248,9 @@ def evaluate(
     from lessonplan.evaluation import accuracy, weighted_f1
     from lessonplan.evaluation.predict import evaluate as evaluate_model
     from lessonplan.evaluation.scores import LIKELIHOODS
-    from lessonplan.training.recipe import read_recipe, read_scoring
+    from lessonplan.training.recipe import LOADING, read_recipe, read_scoring
 
-    recipe = read_recipe(settings or [])
+    recipe = read_recipe(settings or [], LOADING)
     scoring = read_scoring(form, score)
     check_out(out, data, model, adapter, overwrite=overwrite)
     questions = questions_of(data, split, column, answer_base, bad_rows)
@@ -427,97 +337,6 @@ def _report(folder: Path) -> None:
     found = verdict(record, analyse(record))
     say("\n".join([*found.sentences, *found.caveats]))
     say(f"report: {page}")
-
-
-def _with_labels(questions: Any, data: str, tables: list[Path], strategy: str) -> Any:
-    """Return a question `Dataset` with the labels that a strategy uses from tables that have them.
-
-    Raises:
-        InputError: see `read_labels`.
-    """
-    from lessonplan.data.features import question_features
-    from lessonplan.orders import STRATEGIES
-
-    uses = STRATEGIES.get(strategy)
-    for kind in ("category", "difficulty"):
-        if uses is None or not getattr(uses, f"uses_{kind}"):
-            continue
-        values = _joined_label(data, {"id": questions["id"][:]}, tables, kind, None, None)
-        if values is not None:
-            feature = question_features()[kind]
-            questions = questions.remove_columns(kind)
-            questions = questions.add_column(kind, values, feature=feature)
-    return questions
-
-
-def _joined_label(
-    data: str,
-    columns: dict[str, Any],
-    tables: list[Path],
-    kind: Any,
-    column: str | None,
-    key: str | None,
-) -> Any:
-    """Return a label from the first table that has it; None where there is none, or DATA has it."""
-    from lessonplan.data.streams import first_rows
-    from lessonplan.labels.label import Label, checked
-    from lessonplan.labels.tables import read_labels
-
-    if column in columns:
-        return None
-    for table in tables:
-        theirs = first_rows(table)
-        if (column or kind) not in theirs:
-            continue
-        ids = _ids(data, columns, key, theirs.get("id", []))
-        values, notes, uninformative = read_labels(ids, table, kind, column=column)
-        for note in [*notes, *uninformative]:
-            print(f"note: {note}", file=sys.stderr)
-        return checked(Label(kind, values, f"table {table.name}"), data).values
-    return None
-
-
-def _ids(file: str, columns: dict[str, Any], key: str | None, theirs: list[Any]) -> list[str]:
-    """Return what a label table calls the rows of a file: their ids, or 0-based row numbers.
-
-    Args:
-        columns: those of the file that are in memory, the ids among them if it has any.
-        theirs: the first ids of the label table.
-    """
-    from lessonplan.data import count_rows
-    from lessonplan.data.streams import first_rows
-    from lessonplan.data.tables import cell_text, missing_column
-
-    if (key or "id") in columns:
-        return [cell_text(cell) for cell in columns[key or "id"]]
-    first = first_rows(file)
-    if key is not None:
-        raise InputError(missing_column(file, key, first))
-    rows = [str(row) for row in range(count_rows(file))]
-    named = {cell_text(cell) for cell in theirs}
-    for name, cells in first.items():
-        texts = [cell_text(cell) if isinstance(cell, (str, int, float)) else "" for cell in cells]
-        if texts != rows[: len(texts)] and named and set(texts) == named:
-            raise InputError(
-                f"{file} has no column 'id', and the label table's ids are those of its column "
-                f"{name!r}. Say so: --id {name}."
-            )
-    return rows
-
-
-def _bands(text: str) -> int | list[float]:
-    try:
-        return int(text) if text.isdecimal() else [float(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(
-            f"--bands takes a number, or thresholds as 0.3,0.6, not {text!r}."
-        ) from None
-
-
-def _integer(option: str, text: str) -> int:
-    if not text.isdecimal() or len(text) > 4000:
-        raise InputError(f"{option} takes a whole number or 'band', not {text!r}.")
-    return int(text)
 
 
 def _list(entries: dict[str, str]) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from lessonplan.cli_options import OverwriteOption, check_out, console, say
+from lessonplan.cli_options import OverwriteOption, check_report, console, say
 from lessonplan.errors import InputError
 
 Number = TypeVar("Number", int, float)
@@ -50,8 +50,7 @@ def grid(
     from lessonplan.report.grid_tables import grid_tables
     from lessonplan.statistics import grid as make_grid
 
-    if out is not None:
-        check_out(out, file, overwrite=overwrite, holds="report")
+    check_report(out, file, overwrite=overwrite)
     made = make_grid(
         file,
         models=_names(models),

@@ -80,16 +80,27 @@ def label_difficulty(
     The table has a row a question: id, difficulty (0 easiest, 1 hardest) and what it was made from.
     --set changes how a model is loaded and tuned: --set threads=4 --set max_tokens=1024.
     """
-    from lessonplan.study.sources import read_label_spec
-    from lessonplan.training.recipe import read_recipe, read_scoring
+    from lessonplan.study.sources import TUNED, read_label_spec
+    from lessonplan.training.recipe import LOADING, read_recipe, read_scoring
 
-    if not (model or measure or answers or share_right):
+    sources = {
+        "--model": model,
+        "--measure": measure and not model,
+        "--answers": answers,
+        "--share-right": share_right,
+    }
+    given = [option for option, value in sources.items() if value]
+    if len(given) != 1:
         raise InputError(
             "a difficulty is made from one of --model, --measure length, --answers and "
-            "--share-right; found none of them."
+            f"--share-right; found {' and '.join(given) or 'none of them'}."
         )
-    recipe = read_recipe(settings or [])
+    by_models = bool(model) or measure not in (None, "length")
+    used = None if measure in TUNED else LOADING if by_models else ()
+    recipe = read_recipe(settings or [], used)
     scoring = read_scoring(form or "cloze", score)
+    if score != "per_token" and not by_models:
+        raise InputError(f"--score {score} has no effect without a --model. Leave it out.")
     spec = read_label_spec(
         "difficulty",
         {

@@ -29,8 +29,8 @@ ColumnsOption = Annotated[
     typer.Option(
         "--column",
         help="ours=theirs for question, options, answer, id, category or difficulty (of chat data "
-        "messages, or prompt and completion); several option columns as options=a,b,c. May be "
-        "given several times.",
+        "messages; prompt and completion; or instruction, input and output); several option "
+        "columns as options=a,b,c. May be given several times.",
     ),
 ]
 AnswerBaseOption = Annotated[
@@ -147,6 +147,14 @@ def check_out(
         also = {"report": ", or say --overwrite to replace the report in it", "adapter": ""}
         replace = also.get(holds, ", or say --overwrite to replace it")
         raise InputError(f"{out} {what}. {OTHER}{replace}.")
+
+
+def check_report(out: Path | None, *inputs: Path, overwrite: bool) -> None:
+    """Refuse a folder for a report, which may be left out, as `check_out` does."""
+    if out is not None:
+        check_out(out, *inputs, overwrite=overwrite, holds="report")
+    elif overwrite:
+        raise InputError("--overwrite has no effect without -o. Leave it out, or name a folder.")
 
 
 def note_parts(data: str, split: str | None) -> None:

@@ -122,6 +122,11 @@ def _check(
         raise InputError(f"--power is a probability between 0 and 1, such as 0.8, not {power:g}.")
     if gain is not None and not gain > 0:
         raise InputError(f"--gain is a number above 0, such as 2 for two points, not {gain:g}.")
+    if gain is not None and seeds:
+        raise InputError(
+            "--seeds has no effect with --gain, which asks how many seeds it takes. Leave out one "
+            "of them."
+        )
     for option, least, given in (("--questions", 2, questions), ("--seeds", 3, seeds)):
         for number in given or []:
             if number < least:

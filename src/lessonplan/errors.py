@@ -66,6 +66,9 @@ def counted(n: int, noun: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its kind where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """Return the first line of what an error says, or its kind where it says nothing.
+
+    Foreign errors repeat what they read: what cannot be printed is replaced, and what is long cut.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in lines[0][:400])

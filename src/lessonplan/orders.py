@@ -32,6 +32,7 @@ __all__ = ["STRATEGIES", "Strategy", "order"]
 
 MOST_SHOWN = 2**33  # entries of an order: 64 GiB
 MOST_BANDS = 1_000_000
+DOES_NOT_SORT = "does not sort questions by difficulty"
 
 Indices = NDArray[np.int64]
 Keys = NDArray[np.integer[Any]]
@@ -70,6 +71,88 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
+class Unlabelled(InputError):
+    """Some questions lack a label that a strategy needs for each.
+
+    Attributes:
+        row: the 0-based number of the first of them.
+    """
+
+    def __init__(
+        self, label: str, missing: NDArray[np.bool_], strategy: str, place: str = ""
+    ) -> None:
+        self.row = int(missing.argmax())
+        self._found = label, missing, strategy
+        super().__init__(
+            f"{int(missing.sum())} of {len(missing)} questions have no {label} (the first is "
+            f"{place or f'row {self.row + 1}'}), and {strategy} needs one for each. Label them or "
+            "leave them out; they are never dropped silently."
+        )
+
+    def at(self, place: str) -> Unlabelled:
+        """Return the same error with another word for the first of the questions."""
+        return Unlabelled(*self._found, place)
+
+
+def labels_used(
+    strategy: str,
+    *,
+    blocks: object = 3,
+    category_order: object = "drawn",
+) -> list[Literal["category", "difficulty"]]:
+    """Return the labels that an order depends on.
+
+    Raises:
+        InputError: an unknown strategy.
+    """
+    if strategy not in STRATEGIES:
+        raise InputError(
+            f"There is no strategy {strategy!r}; there are {', '.join(STRATEGIES)}."
+            + nearest(strategy, STRATEGIES)
+        )
+    uses = STRATEGIES[strategy]
+    by_mean = isinstance(category_order, str) and category_order == "difficulty"
+    found: list[Literal["category", "difficulty"]] = []
+    if uses.uses_category:
+        found.append("category")
+    if uses.uses_difficulty or blocks == "band" or (uses.uses_category and by_mean):
+        found.append("difficulty")
+    return found
+
+
+def check_settings(
+    strategy: str,
+    *,
+    blocks: int | Literal["band"] = 3,
+    bands: int | Sequence[float] | None = None,
+    category_order: CategoryOrder | Sequence[object] = "drawn",
+    hardest_first: bool = False,
+) -> None:
+    """Refuse settings of `order` that would change nothing in the order of a known strategy.
+
+    Raises:
+        InputError: names the setting and says why it has no effect.
+    """
+    uses = STRATEGIES[strategy]
+    by_band = blocks == "band"
+    if by_band and bands is None and uses.uses_blocks:
+        raise InputError("blocks='band' needs bands: a number of bands, or thresholds.")
+    by_difficulty = uses.uses_difficulty or by_band
+    drawn = isinstance(category_order, str) and category_order == "drawn"
+    for name, given, works, does, flag in (
+        ("blocks", blocks != 3, uses.uses_blocks, "has no blocks", "uses_blocks"),
+        ("bands", bands is not None, by_difficulty, DOES_NOT_SORT, "uses_difficulty"),
+        ("hardest_first", hardest_first, by_difficulty, DOES_NOT_SORT, "uses_difficulty"),
+        ("category_order", not drawn, uses.uses_category, "has no categories", "uses_category"),
+    ):
+        if given and not works:
+            others = [name for name, other in STRATEGIES.items() if getattr(other, flag)]
+            raise InputError(
+                f"{name} has no effect on {strategy}, which {does}. Leave it out, or take one of "
+                f"{', '.join(others)}."
+            )
+
+
 def order(
     strategy: str,
     n: int | None = None,
@@ -102,7 +185,7 @@ def order(
             shuffled.
         category_order: ``"drawn"`` from the seed, ``"alphabetical"``, by ``"size"`` (largest
             first), by mean ``"difficulty"`` (easiest first), or all category values in order.
-        hardest_first: turns every sort by difficulty around (anti-curriculum).
+        hardest_first: turns the sorts of questions by difficulty around (anti-curriculum).
         epochs: passes over the data; each n of the indices returned are one pass.
         each: ``"anew"`` redraws the shuffle and the category order for every pass.
         repeat: shows each run of equal leading keys (a category, a block of a category, a band,
@@ -113,20 +196,21 @@ def order(
         every n of them are a permutation of ``range(n)``.
 
     Raises:
-        InputError: an unknown strategy or option, a label that the strategy needs and that is
-            missing, None or NaN, lengths that differ, or ``repeat`` with a strict curriculum.
+        InputError: an unknown strategy or option, an option that has no effect on the strategy, a
+            label that the strategy needs and that is missing, None or NaN, lengths that differ, or
+            ``repeat`` with a strict curriculum.
     """
-    if strategy not in STRATEGIES:
-        raise InputError(
-            f"There is no strategy {strategy!r}; there are {', '.join(STRATEGIES)}."
-            + nearest(strategy, STRATEGIES)
-        )
+    labels = labels_used(strategy, blocks=blocks, category_order=category_order)
     uses = STRATEGIES[strategy]
     for name, value, least in (("epochs", epochs, 1), ("repeat", repeat, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise InputError(f"{name} must be an integer of at least {least}, not {value!r}.")
     if each not in ("same", "anew"):
         raise InputError(f"each must be 'same' or 'anew', not {each!r}.")
+    if each == "anew" and epochs == 1:
+        raise InputError(
+            "each='anew' has no effect on a single pass. Leave it out, or give epochs of 2 or more."
+        )
     n = _length(n, category, difficulty)
     if max(n, 1) * epochs * repeat > MOST_SHOWN:
         raise InputError(
@@ -134,20 +218,7 @@ def order(
             f"{MOST_SHOWN:,} entries; lower epochs or repeat."
         )
 
-    by_mean_difficulty = uses.uses_category and category_order == "difficulty"
-    hardness = band = None
-    if uses.uses_difficulty or blocks == "band" or by_mean_difficulty:
-        hardness = _difficulty(strategy, difficulty)
-        if bands is not None:
-            band = _bands(hardness, bands)
-    if blocks == "band":
-        if not uses.uses_blocks:
-            raise InputError(
-                f"blocks='band' is for the interleaved strategies; {strategy} has no blocks."
-            )
-        if band is None:
-            raise InputError("blocks='band' needs bands: a number of bands, or thresholds.")
-    elif (
+    if blocks != "band" and (
         isinstance(blocks, bool)
         or not isinstance(blocks, int | np.integer)
         or not 1 <= int(blocks) * max(n, 1) < 2**63  # what `_parts` multiplies
@@ -156,6 +227,18 @@ def order(
             f"blocks must be an integer of at least 1 (and below 2**63 / n) or 'band', not "
             f"{blocks!r}."
         )
+    check_settings(
+        strategy,
+        blocks=blocks,
+        bands=bands,
+        category_order=category_order,
+        hardest_first=hardest_first,
+    )
+    hardness = band = None
+    if "difficulty" in labels:
+        hardness = _difficulty(strategy, difficulty)
+        if bands is not None:
+            band = _bands(hardness, bands)
     if uses.uses_category:
         codes, names = _categories(strategy, category)
     if repeat > 1 and strategy == "curriculum" and bands is None:
@@ -224,7 +307,7 @@ def _difficulty(strategy: str, difficulty: ArrayLike | None) -> NDArray[np.float
     if difficulty is None:
         raise InputError(
             f"The strategy {strategy} needs a difficulty for every question: name its column "
-            "(--difficulty), or a label table with such a column (--labels)."
+            "(--column difficulty=...), or a label table with such a column (--labels)."
         )
     try:
         values = np.asarray(difficulty, dtype=np.float64)
@@ -234,11 +317,7 @@ def _difficulty(strategy: str, difficulty: ArrayLike | None) -> NDArray[np.float
         raise InputError(f"difficulty must have one dimension, not shape {values.shape}.")
     missing = ~np.isfinite(values)
     if missing.any():
-        raise InputError(
-            f"{int(missing.sum())} of {len(values)} questions have no finite difficulty (the first "
-            f"is row {int(missing.argmax())}), and {strategy} needs one for each. Label them or "
-            "leave them out; they are never dropped silently."
-        )
+        raise Unlabelled("finite difficulty", missing, strategy)
     return values
 
 
@@ -247,7 +326,7 @@ def _categories(strategy: str, category: ArrayLike | None) -> tuple[Keys, list[A
     if category is None:
         raise InputError(
             f"The strategy {strategy} needs a category for every question: name its column "
-            "(--category), or a label table with such a column (--labels)."
+            "(--column category=...), or a label table with such a column (--labels)."
         )
     import pyarrow as pa  # hashes strings, where numpy.unique would sort all 10 million of them
 
@@ -265,12 +344,7 @@ def _categories(strategy: str, category: ArrayLike | None) -> tuple[Keys, list[A
     used = np.bincount(found, minlength=len(listed)) > 0
     blank = np.array([x is None or (isinstance(x, str) and not x.strip()) for x in listed])
     if (used & blank).any():
-        missing = blank[found]
-        raise InputError(
-            f"{int(missing.sum())} of {len(missing)} questions have no category (the first is row "
-            f"{int(missing.argmax())}), and {strategy} needs one for each. Label them or leave "
-            "them out; they are never dropped silently."
-        )
+        raise Unlabelled("category", blank[found], strategy)
     # A dictionary that was given may hold a value twice, and values that no question has: these get
     # no code (the 0 stands unused).
     names = sorted({name for name, is_used in zip(listed, used, strict=True) if is_used})

@@ -37,7 +37,16 @@ def order(folder: Path, kind: str, trainer: str, *more: str) -> tuple[list[str],
     """Return the lines written and the settings printed."""
     data, out = folder / "data.jsonl", folder / "ordered.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS[kind]), encoding="utf-8")
-    command = ["order", str(data), "-s", "curriculum", "--difficulty", "score", "-o", str(out)]
+    command = [
+        "order",
+        str(data),
+        "-s",
+        "curriculum",
+        "--column",
+        "difficulty=score",
+        "-o",
+        str(out),
+    ]
     said = CliRunner().invoke(app, [*command, "--for", trainer, *more])
     assert said.exit_code == 0, said.output
     return out.read_text(encoding="utf-8").splitlines(), said.stdout.partition("\n")[2]

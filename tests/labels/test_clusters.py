@@ -233,10 +233,10 @@ def test_input_that_cannot_be_clustered() -> None:
     for given, words, message in (
         (vectors[:40], texts[:40], r"40 questions, 40 of them different; clustering needs 60"),
         (vectors[:1].repeat(105, axis=0), texts, r"105 questions, 1 of them different"),
-        (broken, texts, r"1 of 105 embeddings are not finite, the first in row 7"),
-        (zero, texts, r"row 5 \(counted from 0\) is all zeros"),
+        (broken, texts, r"1 of 105 embeddings are not finite, the first in row 8\."),
+        (zero, texts, r"row 6 is all zeros"),
         (vectors[:100], texts, r"105 texts.*shape \(100, 24\)"),
-        (vectors, [*texts[:-1], " "], r"Text 104 \(counted from 0\) is ' '"),
+        (vectors, [*texts[:-1], " "], r"Text 105 is ' '"),
         (vectors[:0], [], "no texts"),
     ):
         with pytest.raises(InputError, match=message):

@@ -95,8 +95,8 @@ def test_texts_of_questions() -> None:
     ("texts", "message"),
     [
         ([], "no texts"),
-        (["a", "  "], r"Text 1 \(counted from 0\) is '  '"),
-        (["a", None], "Text 1"),
+        (["a", "  "], r"Text 2 is '  '"),
+        (["a", None], "Text 2 is None"),
         ("one text", "a list of texts"),
     ],
 )

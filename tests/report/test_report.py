@@ -174,10 +174,13 @@ def test_verdicts(record, outcome, kind, fields, words):
 
 
 def test_caveats(record, check):
-    made = record(label_checks=[check(0.0)], runs_done=17, failures=["curriculum, seed 2: killed"])
+    made = record(label_checks=[check(0.0)], runs_done=15, failures=["curriculum, seed 2: killed"],
+                  unfinished=["blocked, seed 1"], to_do=["random, seed 1"])  # fmt: skip
     said = " ".join(verdict(made, analyse(made)).caveats)
-    assert "17 of 18 planned runs" in said
-    assert "1 run failed" in said
+    assert "15 of 18 planned runs" in said
+    assert "1 run failed; the report lists the reasons." in said
+    assert "1 run begun and not finished" in said
+    assert "1 run still to be done" in said
     assert "Nothing can be concluded about easy to hard orders by the difficulty “human”" in said
 
 

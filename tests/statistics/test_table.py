@@ -136,7 +136,7 @@ def test_baseline_missing_from_one_part():
 
 
 def test_bad_files(tmp_path):
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="There is no file"):
         compare(tmp_path / "none.csv")
     (tmp_path / "t.xlsx").write_text("x")
     with pytest.raises(InputError, match="expected a file that ends in"):

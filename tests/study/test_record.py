@@ -18,6 +18,7 @@ from sklearn.metrics import f1_score
 
 from lessonplan.errors import InputError
 from lessonplan.study import Study, read_record, run_study
+from lessonplan.study.files import new_folder
 from lessonplan.study.plan import Plan, make_plan
 from lessonplan.study.status import status_table
 from lessonplan.study.store import Folder, begin
@@ -128,12 +129,19 @@ def test_gaps_where_runs_are_missing(finished: Finished, tmp_path: Path) -> None
     assert np.isfinite(outcome.arms["blocked"][0]).all()
     assert np.isfinite(outcome.arms["random"]).all()
     assert np.isnan(outcome.curves["blocked"].values[1, 1:]).all()
-    assert record.failures == [
-        "tiny, blocked, seed 1: not run yet",
-        "tiny, curriculum, seed 0: not scored on every set yet",
-    ]
+    assert record.failures == []
+    assert record.unfinished == ["tiny, curriculum, seed 0"]
+    assert record.to_do == ["tiny, blocked, seed 1"]
     assert (record.runs_done, record.runs_planned) == (4, 6)
-    table = status_table(folder)
+    table, others = status_table(folder)
+    assert others == [
+        "1 run begun and not finished: under way now, or interrupted. Starting the study again "
+        "does what was interrupted.",
+        "1 run still to be done; starting the study again goes on.",
+    ]
+    # A process at work, or one that was killed, has a folder in which its run is to be.
+    with new_folder(folder / "tunings" / runs["blocked", 1]["id"]):
+        assert "2 runs begun" in status_table(folder)[1][0]
     assert str(table.title) == "tiny study: 4 of 6 runs done"
     assert list(table.columns[1].cells) == ["2 of 2", "1 of 2", "1 of 2"]
 
@@ -188,7 +196,7 @@ def test_status_names_arms_in_full(make: Callable[..., Study], tmp_path: Path) -
     study = make(labels={"difficulty": sources}, strategies=["random", "curriculum"])
     begin(Folder(tmp_path), make_plan(study))
     console = Console(file=io.StringIO(), width=100)
-    console.print(status_table(tmp_path))
+    console.print(status_table(tmp_path)[0])
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "tiny study: 0 of 6 runs done" in said
     for arm in ("random", "curriculum [difficulty=easy]", "curriculum [difficulty=hard]"):

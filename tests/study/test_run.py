@@ -26,7 +26,7 @@ from lessonplan.study import run as run_module
 from lessonplan.study.config import dump_study
 from lessonplan.study.plan import Plan
 from lessonplan.study.status import status_table
-from lessonplan.study.store import Folder, begin, claim
+from lessonplan.study.store import Folder, begin, claim, clear
 from lessonplan.study.work import ModelWork
 from tests.study.ears import Ears, session_members
 
@@ -149,7 +149,7 @@ def test_a_new_evaluation_set_tunes_nothing(
     record = read_record(copied)
     assert [o.evaluation for o in record.outcomes] == ["test", "more"]
     assert record.failures == []
-    assert str(status_table(copied).title) == "tiny study: 6 of 6 runs done"
+    assert str(status_table(copied)[0].title) == "tiny study: 6 of 6 runs done"
     # What could be had is had: nothing is tried again.
     run_study(study, copied, ears)
     assert ears.began == (7, 7)
@@ -260,7 +260,9 @@ def test_a_loss_that_is_no_number(
     record = read_record(tmp_path / "s")
     assert sorted(record.failures) == sorted(ears.failures)
     assert (record.runs_done, record.runs_planned) == (2, 4)
-    assert "2 failed" in str(status_table(tmp_path / "s").title)
+    table, others = status_table(tmp_path / "s")
+    assert str(table.title) == "tiny study: 2 of 4 runs done"
+    assert [text.split(";")[0] for text in others] == ["2 runs failed"]
 
 
 def test_a_failed_run_leaves_no_trace_in_the_next(
@@ -392,6 +394,7 @@ def test_what_a_killed_process_left_is_cleared_away(finished: Finished, tmp_path
     (folder / ".writing-1-study.yaml").write_text("")
     shutil.move(folder / "tunings", folder / ".writing-2-tunings")
     claim(Folder(folder), "tiny study")
+    clear(Folder(folder))
     begin(Folder(folder), finished[1])
     assert not leftovers(folder)
 

@@ -217,7 +217,8 @@ def _answers(
             )
             raise InputError(
                 f"{source}: whether the answers of column {column!r} are counted from 0 or from 1 "
-                f"cannot be told, since it {found}. Set answer_base to 0 or 1."
+                f"cannot be told, since it {found}. Set answer_base to 0 or 1 "
+                "(--answer-base)."
             )
         answer_base = 0 if zeros else 1
     indices = [None if v is None else v - answer_base for v in as_number]

@@ -157,7 +157,10 @@ def read_questions(
         name = os.fspath(source)
         if name in BANKS:
             if columns or format != "auto" or answer_base is not None:
-                raise InputError(f"{name} is built in: columns, format, answer_base do not apply.")
+                raise InputError(
+                    f"{name} is built in, so its columns are known: leave out columns, format and "
+                    "answer_base."
+                )
             return _read_bank(name, split, keep, seed)
         raw = open_named(name, split)
     elif isinstance(source, (str, os.PathLike)):
@@ -416,7 +419,7 @@ def _account(
             size = tables.row_count(raw.table.columns)
             raise InputError(
                 f"{raw.source}: {total} of {_rows(size)} cannot be used. {listed}. "
-                f"Mend them, or set bad_rows: drop to leave them out."
+                "Mend them, or set bad_rows: drop (--bad-rows drop) to leave them out."
             )
         dropped |= {kind: len(rows) for kind, rows in by_kind.items()}
         notes.append(f"{_rows(total)} of {name} {_were(total)} dropped (bad_rows: drop). {listed}.")

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lessonplan.errors import counted
+
 FloatArray = NDArray[np.float64]
 
 
@@ -173,7 +175,9 @@ class Record:
         versions: library -> versions seen over all runs (more than one is a mixture).
         notes: data quality notes, one sentence each (dropped rows, cut questions, overlaps).
         runs_done, runs_planned: counts of fine-tunings.
-        failures: one sentence for each run that failed or is missing.
+        failures: one sentence for each run that failed: what it was and why.
+        unfinished: runs that were begun, but are not tuned and scored on every set.
+        to_do: runs that were never begun.
         seconds: total time of tuning and scoring over all runs.
         machine: the processor and thread count, in words.
     """
@@ -190,5 +194,19 @@ class Record:
     runs_done: int = 0
     runs_planned: int = 0
     failures: list[str] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)
+    to_do: list[str] = field(default_factory=list)
     seconds: float = 0.0
     machine: str = ""
+
+
+def open_runs(failed: int, unfinished: int, to_do: int) -> list[str]:
+    """Return a sentence on each kind of runs that are not done, and what to do about them."""
+    said = {
+        "failed; the report lists the reasons. Starting the study again tries what failed "
+        "again.": failed,
+        "begun and not finished: under way now, or interrupted. Starting the study again does "
+        "what was interrupted.": unfinished,
+        "still to be done; starting the study again goes on.": to_do,
+    }
+    return [f"{counted(count, 'run')} {text}" for text, count in said.items() if count]

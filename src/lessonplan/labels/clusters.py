@@ -235,12 +235,12 @@ def _unit(vectors: NDArray[Any], texts: list[str]) -> NDArray[np.float32]:
     if bad.any():
         raise InputError(
             f"{bad.sum()} of {len(bad)} embeddings are not finite, the first in row "
-            f"{np.argmax(bad)} (counted from 0). Make them anew with another embedder."
+            f"{np.argmax(bad) + 1}. Make them anew with another embedder."
         )
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
     if not lengths.all():
         raise InputError(
-            f"The embedding in row {np.argmin(lengths)} (counted from 0) is all zeros, which has "
+            f"The embedding in row {np.argmin(lengths) + 1} is all zeros, which has "
             "no direction. Make the embeddings anew with another embedder."
         )
     return np.ascontiguousarray(vectors / lengths, dtype=np.float32)

@@ -154,10 +154,10 @@ def check_texts(texts: Sequence[str]) -> list[str]:
     texts = list(texts)
     if not texts:
         raise InputError("There are no texts to embed or cluster: the question set is empty.")
-    for row, text in enumerate(texts):
+    for row, text in enumerate(texts, start=1):
         if not isinstance(text, str) or not text.strip():
             raise InputError(
-                f"Text {row} (counted from 0) is {text!r}; each question needs a text that is not "
+                f"Text {row} is {text!r}; each question needs a text that is not "
                 "empty. Leave such questions out (bad_rows: drop)."
             )
     return texts

@@ -76,8 +76,7 @@ def checked(label: Label, name: str) -> Label:
         raise InputError(
             f"{name}: no question has a {label.kind} ({label.origin}). "
             + "".join(f"{note} " for note in label.notes)
-            + f"Take another source under labels.{label.kind}, or leave out the strategies that "
-            "use it."
+            + f"Take another source of the {label.kind}, or leave out the strategies that use it."
         )
     if not isinstance(label.values, list):
         present = label.values[~missing]

@@ -58,7 +58,8 @@ def join(
         if key is None:
             raise InputError(
                 f"{path} has no column 'id' or 'line' that says which question a row is about. "
-                f"Name it with key; the columns are: {', '.join(tables.read_table(path).columns)}."
+                "Rename that column to id, or name it with key where there is such a setting; the "
+                f"columns are: {', '.join(tables.read_table(path).columns)}."
             )
     elif key not in table.columns:
         raise InputError(tables.missing_column(path, key, tables.read_table(path).columns))

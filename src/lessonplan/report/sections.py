@@ -333,7 +333,7 @@ def rates_section(analysis: Analysis) -> str:
 
 
 def quality_section(record: Record, analysis: Analysis) -> str:
-    """Return failures and notes."""
+    """Return what is not done, and notes."""
     several = len(analysis.results) > 1
     notes = list(record.notes)
     for r in analysis.results:
@@ -342,8 +342,13 @@ def quality_section(record: Record, analysis: Analysis) -> str:
     if mixed:
         notes.append(f"Runs were made with different versions of {', '.join(mixed)}.")
     parts = []
-    if record.failures:
-        parts.append("<h2>Failed and missing runs</h2>" + _bullets(record.failures))
+    for heading, runs in (
+        ("Failed runs", record.failures),
+        ("Runs begun and not finished", record.unfinished),
+        ("Runs still to be done", record.to_do),
+    ):
+        if runs:
+            parts.append(f"<h2>{heading}</h2>" + _bullets(runs))
     if notes:
         parts.append("<h2>Notes on the data and the runs</h2>" + _bullets(notes))
     return "".join(parts)

@@ -320,7 +320,10 @@ def _read(
     found: dict[Place, dict[tuple[str, str], float]] = {}
     for place, key, value, row, name in entries:
         if place == ("", ""):
-            raise InputError(f"{where}, row {row + 1}: neither model nor evaluation is named.")
+            raise InputError(
+                f"{where}, row {row + 1}: neither model nor evaluation is named. Add a column of "
+                "one of these names, or name columns of accuracies by --models or --evaluations."
+            )
         try:
             number = float(value)
         except (TypeError, ValueError):

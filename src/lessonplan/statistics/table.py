@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lessonplan.data.tables import check_names, opened, parse_json_lines, python_values
+from lessonplan.data.tables import check_file, check_names, opened, parse_json_lines, python_values
 from lessonplan.errors import InputError, first_line, nearest
 from lessonplan.evaluation.outcomes import Outcome, Record
 from lessonplan.statistics.analysis import Analysis, analyse
@@ -281,8 +281,7 @@ def _read_files(paths: list[Path]) -> tuple[dict[str, list[Any]], str]:
 def _read_file(path: Path) -> dict[str, list[Any]]:
     import pyarrow as pa
 
-    if not path.is_file():
-        raise InputError(f"{path}: no such file.")
+    check_file(path)
     kind = path.suffix.lower()
     if kind in (".jsonl", ".ndjson"):
         with opened(path) as file:

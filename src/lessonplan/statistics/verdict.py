@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from lessonplan.errors import counted
-from lessonplan.evaluation.outcomes import Record, place_of
+from lessonplan.evaluation.outcomes import Record, open_runs, place_of
 from lessonplan.evaluation.scores import LIKELIHOODS
 from lessonplan.statistics.analysis import Analysis
 from lessonplan.statistics.crossed import LEAST_SEEDS, THESE_RUNS, Estimate
@@ -310,9 +310,7 @@ def verdict(record: Record, analysis: Analysis) -> Verdict:
             f"{record.runs_done} of {record.runs_planned} planned runs are done; "
             "this speaks of those alone."
         )
-    if record.failures:
-        count = len(record.failures)
-        caveats.append(f"{count} {'run' if count == 1 else 'runs'} failed or went missing.")
+    caveats += open_runs(len(record.failures), len(record.unfinished), len(record.to_do))
     for label in analysis.labels:
         if not label.visible and any(
             "difficulty" in needs for r in results for needs in r.outcome.sources.values()

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from lessonplan.errors import InputError, first_line, nearest, shown
-from lessonplan.orders import STRATEGIES, CategoryOrder
+from lessonplan.orders import STRATEGIES, CategoryOrder, check_settings
 from lessonplan.study.sources import ClusterSpec, EndpointSpec, LabelSpec, LabelSpecs
 from lessonplan.training.recipe import (
     PAPER_RATES,
@@ -62,6 +62,13 @@ class DataSpec(Strict):
     bad_rows: Literal["error", "drop"] = "error"
     sample: Count | None = None
     sample_seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _seeds_draw_something(self) -> Self:
+        for draws, seed in (("sample", "sample_seed"), ("folds", "fold_seed")):
+            if getattr(self, seed, 0) and getattr(self, draws) is None:
+                raise ValueError(f"{seed} has no effect without {draws}; leave it out")
+        return self
 
     @property
     def title(self) -> str:
@@ -113,6 +120,17 @@ class ArmSpec(Strict):
                 + nearest(value, STRATEGIES)
             )
         return value
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> ArmSpec:
+        check_settings(
+            self.strategy,
+            blocks=self.blocks,
+            bands=self.bands,
+            category_order=self.category_order,
+            hardest_first=self.hardest_first,
+        )
+        return self
 
     @property
     def title(self) -> str:
@@ -361,6 +379,9 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
 
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        there = os.listdir(path.parent) if path.parent.is_dir() else []
+        raise InputError(f"There is no study file {path}.{nearest(path.name, there)}") from None
     except OSError as error:
         raise InputError(f"The study file {path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:

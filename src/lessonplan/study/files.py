@@ -63,7 +63,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Yield a scratch folder that gets its final name only if all goes well."""
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=f".writing-{path.name}-", dir=path.parent))
         try:
             yield scratch
             scratch.chmod(0o755)

@@ -51,12 +51,10 @@ from lessonplan.models.loading import (
 from lessonplan.models.rows import rows_digest
 from lessonplan.study.config import ModelSpec, changed_recipe
 from lessonplan.study.files import digest, read_table, write_table
-from lessonplan.study.sources import LabelSpec, read_label_spec
+from lessonplan.study.sources import TUNED, LabelSpec, read_label_spec
 from lessonplan.study.watch import Watch
 from lessonplan.training.dynamics import training_dynamics
 from lessonplan.training.recipe import Recipe, Scoring
-
-DYNAMICS = ("confidence", "variability")
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,7 @@ def make_label(
     elif spec.measure == "length":
         parts = "prompt and completion" if are_completions(questions) else "question and options"
         made = Label("difficulty", text_length(questions), f"length of {parts}")
-    elif spec.measure in DYNAMICS:
+    elif spec.measure in TUNED:
         made = _from_dynamics(spec, questions, folder, recipe, scoring, models, watch, compute)
     elif spec.measure is not None and are_completions(questions):
         made = _from_losses(spec, questions, folder, recipe, models, watch, compute)
@@ -332,7 +330,9 @@ def _models(spec: LabelSpec, models: Sequence[ModelSpec]) -> list[ModelSpec]:
     """Return the models to ask, with what the study says of those that are its own."""
     if not spec.models:
         if not models:
-            raise InputError(f"measure: {spec.measure} needs models; name one or several.")
+            raise InputError(
+                f"measure: {spec.measure} needs models; name one or several (--model)."
+            )
         return list(models)
     twice = sorted({name for name in spec.models if spec.models.count(name) > 1})
     if twice:

@@ -36,7 +36,6 @@ from lessonplan.models.rows import (
     question_rows,
     rows_digest,
 )
-from lessonplan.orders import STRATEGIES
 from lessonplan.seeds import stream
 from lessonplan.study.config import (
     ArmSpec,
@@ -341,13 +340,8 @@ def arms(study: Study) -> Iterator[tuple[str, ArmSpec, dict[Kind, str]]]:
 
 def _uses(spec: ArmSpec) -> dict[Kind, bool]:
     """Return which kinds of label an arm's order depends on."""
-    uses = STRATEGIES[spec.strategy]
-    return {
-        "difficulty": uses.uses_difficulty
-        or spec.blocks == "band"
-        or (uses.uses_category and spec.category_order == "difficulty"),
-        "category": uses.uses_category,
-    }
+    used = orders.labels_used(spec.strategy, blocks=spec.blocks, category_order=spec.category_order)
+    return {kind: kind in used for kind in KINDS}
 
 
 def _model_plan(
@@ -440,6 +434,8 @@ def _tuned_runs(
                 **labels,
             )
         except InputError as error:
+            if isinstance(error, orders.Unlabelled):
+                error = error.at(f"question {questions.questions['id'][int(shown[error.row])]!r}")
             origin = ", ".join(f"{kind} {source!r}" for kind, source in sources.items())
             raise InputError(f"{questions.name}, strategy {name} ({origin}): {error}") from None
         order = shown[order]

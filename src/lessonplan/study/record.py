@@ -45,6 +45,7 @@ def read_record(path: Path) -> Record:
     check_runs(folder, (run["id"] for run in plan["runs"]), adapters=False)
     tuned = [run for run in plan["runs"] if run["arm"] != UNTUNED]
     done = [run for run in plan["runs"] if folder.has_tuning(run["id"])]
+    states = [(run, folder.state(run)) for run in plan["runs"]]
     details = {run["id"]: read_json(folder.tuning(run["id"]) / TUNING) for run in done}
     data = {name: read_table(folder.data(name)) for name in plan["training"] + plan["evaluation"]}
     return Record(
@@ -57,9 +58,15 @@ def read_record(path: Path) -> Record:
         recipe=_recipe_words(plan),
         versions=_versions(folder, done, details),
         notes=plan["notes"],
-        runs_done=sum(folder.has_result(run) for run in tuned),
+        runs_done=sum(state == "done" and run["arm"] != UNTUNED for run, state in states),
         runs_planned=len(tuned),
-        failures=[_gap(folder, run) for run in plan["runs"] if not folder.has_result(run)],
+        failures=[
+            str(read_json(folder.failure(run["id"]))["reason"])
+            for run, state in states
+            if state == "failed"
+        ],
+        unfinished=[_title(run) for run, state in states if state == "unfinished"],
+        to_do=[_title(run) for run, state in states if state == "to do"],
         seconds=sum(detail["seconds"] for detail in details.values()),
         machine=_machine(details),
     )
@@ -433,10 +440,5 @@ def _machine(details: dict[str, RunRecord]) -> str:
     )
 
 
-def _gap(folder: Folder, run: RunRecord) -> str:
-    failure = folder.failure(run["id"])
-    if failure.is_file():
-        return str(read_json(failure)["reason"])
-    title = run_title(run["model"], run["arm"], run["seed"], run["fold"])
-    lacking = "not scored on every set yet" if folder.has_tuning(run["id"]) else "not run yet"
-    return f"{title}: {lacking}"
+def _title(run: RunRecord) -> str:
+    return run_title(run["model"], run["arm"], run["seed"], run["fold"])

@@ -19,7 +19,7 @@ from lessonplan.study.changes import changes
 from lessonplan.study.config import Study
 from lessonplan.study.labelling import compute_here
 from lessonplan.study.plan import Plan, Run, make_plan
-from lessonplan.study.store import Folder, begin, check_runs, claim, locked, remove_broken
+from lessonplan.study.store import Folder, begin, check_runs, claim, clear, locked, remove_broken
 from lessonplan.study.watch import Watch
 from lessonplan.study.work import ModelWork, cost, missing
 
@@ -57,9 +57,11 @@ def run_study(
     """
     watch = watch or Watch()
     folder = Folder(path)
+    claim(folder, study.name)  # before the lock, which is a file: a stranger's folder gets none
     with locked(folder), _cluster(ray, study) as cluster:
         watch.say("reading questions, labels and tokens")
         claim(folder, study.name)
+        clear(folder)
         plan = make_plan(study, folder.labels, watch, cluster.compute if cluster else compute_here)
         # Two arms can come to the same order (with one category, say): then they share one run.
         runs = {run.id: run for run in plan.runs}

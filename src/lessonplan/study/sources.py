@@ -20,6 +20,8 @@ from pydantic import (
 from lessonplan.errors import InputError, nearest, shown
 from lessonplan.training.recipe import Count, Seed, Strict
 
+TUNED = ("confidence", "variability")  # measures along a fine-tuning
+
 
 class EndpointSpec(Strict):
     """How an OpenAI-compatible server is asked: see `lessonplan.labels.endpoint.Endpoint`.
@@ -133,6 +135,12 @@ class LabelSpec(Strict):
             raise ValueError("models go with a measure that reads them")
         if self.form and self.measure in (None, "length"):
             raise ValueError("form goes with a measure by models")
+        asked = self.endpoint.model_dump(exclude_defaults=True)
+        if asked and not any("@http" in model.lower() for model in self.models):
+            raise ValueError(
+                f"{' and '.join(asked)} (of endpoint) have no effect: no model is behind a server, "
+                "as NAME@http://host/v1 is"
+            )
         if self.method != "share" and self.answers is None:
             raise ValueError(f"method: {self.method} goes with answers")
         if self.key and self.answers is None and self.table is None:

@@ -8,13 +8,14 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from lessonplan.evaluation.outcomes import open_runs
 from lessonplan.study.files import read_json
 from lessonplan.study.plan import UNTUNED
 from lessonplan.study.store import open_folder
 
 
-def status_table(path: Path) -> Table:
-    """Return a table of arms by model: runs done of those planned, and those that failed.
+def status_table(path: Path) -> tuple[Table, list[str]]:
+    """Return a table of arms by model, runs done of those planned, and sentences on the others.
 
     Raises:
         InputError: no study folder there.
@@ -22,20 +23,17 @@ def status_table(path: Path) -> Table:
     folder = open_folder(path)
     plan = read_json(folder.plan_file)
     runs = [run for run in plan["runs"] if run["arm"] != UNTUNED]
-    planned, done, failed = Counter[tuple[str, str]](), Counter[tuple[str, str]](), 0
+    planned, done, states = Counter[tuple[str, str]](), Counter[tuple[str, str]](), Counter[str]()
     for run in runs:
-        key = (run["model"], run["arm"])
+        key, state = (run["model"], run["arm"]), folder.state(run)
         planned[key] += 1
-        done[key] += folder.has_result(run)
-        failed += folder.failure(run["id"]).is_file()
+        done[key] += state == "done"
+        states[state] += 1
     models = list(dict.fromkeys(run["model"] for run in runs))
-    table = Table(
-        title=f"{escape(plan['study'])}: {sum(done.values())} of {len(runs)} runs done"
-        + (f", {failed} failed" if failed else "")
-    )
+    table = Table(title=f"{escape(plan['study'])}: {states['done']} of {len(runs)} runs done")
     table.add_column("strategy")
     for model in models:
         table.add_column(escape(model), justify="right")
     for arm in dict.fromkeys(run["arm"] for run in runs):
         table.add_row(escape(arm), *(f"{done[m, arm]} of {planned[m, arm]}" for m in models))
-    return table
+    return table, open_runs(states["failed"], states["unfinished"], states["to do"])

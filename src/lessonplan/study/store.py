@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from filelock import FileLock, Timeout
@@ -22,6 +22,7 @@ from lessonplan.study.files import slug, write_table, write_text
 from lessonplan.study.plan import Plan, QuestionSet
 
 TUNING = "tuning.json"
+State = Literal["done", "failed", "unfinished", "to do"]
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,20 @@ class Folder:
     def has_evaluation(self, run_id: str, evaluation_id: str) -> bool:
         return self.evaluation(run_id, evaluation_id).is_file()
 
-    def has_result(self, run: dict[str, Any]) -> bool:
-        """Say whether a run of plan.json is tuned and scored at its end on every set."""
-        return self.has_tuning(run["id"]) and all(
-            self.has_evaluation(run["id"], e["id"])
-            for e in run["evaluations"]
-            if e["kind"] == "final"
-        )
+    def state(self, run: dict[str, Any]) -> State:
+        """Say how far a run of plan.json is.
+
+        It is done when it is tuned and scored at its end on every set; unfinished when a part of
+        that is there, or a folder that a killed process (or one at work now) has left.
+        """
+        finals = [e["id"] for e in run["evaluations"] if e["kind"] == "final"]
+        tuned = self.has_tuning(run["id"])
+        if tuned and all(self.has_evaluation(run["id"], e) for e in finals):
+            return "done"
+        if self.failure(run["id"]).is_file():
+            return "failed"
+        begun = tuned or any((self.path / "tunings").glob(f".writing-{run['id']}-*"))
+        return "unfinished" if begun else "to do"
 
 
 def open_folder(path: Path) -> Folder:
@@ -172,25 +180,30 @@ def locked(folder: Folder) -> Iterator[None]:
 def claim(folder: Folder, name: str) -> None:
     """Make sure that a folder is free for a study of this name, or holds it already.
 
-    What a killed process left half done is cleared away.
+    Nothing is written. A study.yaml is a study's own only beside what else a start leaves.
 
     Raises:
         InputError: the folder holds another study, or files that are none.
     """
-    if folder.study_file.is_file():
+    begun = folder.plan_file.is_file() or (folder.path / ".lock").is_file()
+    if begun and folder.study_file.is_file():
         held = held_settings(folder).get("name")
         if held != name:
             raise InputError(
                 f"{folder.path} holds another study ({held!r}, not {name!r}). Give another folder "
                 "with -o, or the same name in the study file."
             )
-    elif any(
+    elif folder.path.is_dir() and any(
         p.name not in (".lock", ".holder", "labels") and not p.name.startswith(".writing-")
         for p in folder.path.iterdir()
     ):
         raise InputError(
             f"{folder.path} is not empty and holds no study. Give another folder with -o."
         )
+
+
+def clear(folder: Folder) -> None:
+    """Remove what a killed process left half done."""
     for left in folder.path.glob("**/.writing-*"):
         shutil.rmtree(left) if left.is_dir() else left.unlink()
 

@@ -29,6 +29,9 @@ PAPER_RATES: dict[str, dict[str, Any]] = {
     "mistral-7b": {"learning_rate": 1e-4, "batch_size": 4, "accumulation": 2},
 }
 
+# What a model is loaded and read by; the rest of a recipe is for tuning.
+LOADING = ("max_tokens", "dtype", "quantization", "device", "threads")
+
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Score = Literal["sum", "per_token", "per_byte", "unconditional"]
@@ -56,6 +59,15 @@ class Scoring(Strict):
     form: Literal["cloze", "letter"] = "cloze"
     score: Score = "per_token"
     template: str | None = None
+
+    @model_validator(mode="after")
+    def _letters_have_no_score(self) -> Scoring:
+        if self.form == "letter" and self.score in ("per_byte", "unconditional"):
+            raise ValueError(
+                f"score: {self.score} has no effect on form: letter, which is always compared by "
+                "sum; leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _template_has_question(self) -> Scoring:
@@ -133,6 +145,8 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _weights_that_exist(self) -> Recipe:
+        if self.each == "anew" and self.epochs == 1:
+            raise ValueError("each: anew has no effect on a single pass; give epochs of 2 or more")
         if self.loss == "choice" and self.weight == "token":
             raise ValueError(
                 "weight: token goes with loss: answer; a choice has one term a question"
@@ -205,8 +219,12 @@ def check_completions(
         raise InputError(f"{name} holds prompts with completions, which have no options: {reason}.")
 
 
-def read_recipe(settings: Sequence[str]) -> Recipe:
+def read_recipe(settings: Sequence[str], used: Sequence[str] | None = None) -> Recipe:
     """Return a recipe from "key=value" settings such as "adapter.layers=8".
+
+    Args:
+        settings: the settings.
+        used: the keys of the recipe that have an effect where it is used; None for all.
 
     Raises:
         InputError: names the setting and what is wrong with it.
@@ -224,6 +242,12 @@ def read_recipe(settings: Sequence[str]) -> Recipe:
                 raise InputError(f"{setting}: {group} is given a value of its own, too.")
         place[last] = value
     recipe: Recipe = _checked(Recipe, values)
+    for key in values:
+        if used is not None and key not in used:
+            raise InputError(
+                f"--set {key}=... has no effect here. Leave it out; what can be set is "
+                f"{', '.join(used) or 'nothing'}."
+            )
     return recipe
 
 

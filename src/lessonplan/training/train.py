@@ -14,7 +14,7 @@ from lessonplan.models.engine import Engine
 from lessonplan.models.loading import Model, check_length, load, load_tokenizer, resolve
 from lessonplan.models.lora import Adapter, add_adapter
 from lessonplan.models.rows import Row, question_rows
-from lessonplan.orders import STRATEGIES, order
+from lessonplan.orders import Unlabelled, labels_used, order
 from lessonplan.training.recipe import Recipe, Scoring, check_completions
 from lessonplan.training.tune import TuningLog, tune
 
@@ -141,19 +141,19 @@ def question_order(
     questions: Any, strategy: str, *, seed: int, recipe: Recipe, **settings: Any
 ) -> NDArray[np.int64]:
     """Return a strategy's order of a question `Dataset`, by its own label columns."""
-    uses = STRATEGIES.get(strategy)
-    labels: dict[str, Any] = {}
-    if uses and uses.uses_category:
-        labels["category"] = questions["category"][:]
-    if uses and (uses.uses_difficulty or settings.get("category_order") == "difficulty"):
-        found = questions["difficulty"][:]
-        labels["difficulty"] = [np.nan if value is None else value for value in found]
-    return order(
-        strategy,
-        len(questions),
-        seed=seed,
-        epochs=recipe.epochs,
-        each=recipe.each,
-        **labels,
-        **settings,
-    )
+    deciding = {k: v for k, v in settings.items() if k in ("blocks", "category_order")}
+    labels = {kind: questions[kind][:] for kind in labels_used(strategy, **deciding)}
+    if "difficulty" in labels:
+        labels["difficulty"] = [np.nan if v is None else v for v in labels["difficulty"]]
+    try:
+        return order(
+            strategy,
+            len(questions),
+            seed=seed,
+            epochs=recipe.epochs,
+            each=recipe.each,
+            **labels,
+            **settings,
+        )
+    except Unlabelled as error:
+        raise error.at(f"question {questions['id'][error.row]!r}") from None

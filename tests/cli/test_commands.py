@@ -1,16 +1,13 @@
-"""The command line, as its user meets it: statuses, messages, and files that come out."""
+"""The command line, as its user meets it: statuses, what is said, and files that come out."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import json
 import subprocess
 import sys
-import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,345 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import lessonplan
-from lessonplan import cli
-
-
-class Said(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-def run(*arguments: object) -> Said:
-    """Run the command line in this process. What is no documented error is raised."""
-    out, err = io.StringIO(), io.StringIO()
-    argv, show, status = sys.argv, warnings.showwarning, 0
-    sys.argv = ["lessonplan", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(bool(end.code))
-    finally:
-        sys.argv, warnings.showwarning = argv, show
-    return Said(status, out.getvalue(), err.getvalue())
-
-
-def rows(n: int, first: int = 0) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": f"q{i}",
-            "question": f"Under which category is disease number {i} of region {i % 4} classified?",
-            "options": [
-                f"Group {i % 7} alpha",
-                f"Disorder {i % 5} b",
-                f"Form {i % 3}",
-                f"Other {i}",
-            ],
-            "answer": "ABCD"[i * 7 % 4],
-            "category": f"region {i % 4}",
-            "difficulty": i * 37 % 101 / 100,
-        }
-        for i in range(first, first + n)
-    ]
-
-
-def write(path: Path, questions: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in questions))
-    return path
-
-
-STUDY = """
-name: small
-models: {model: MODEL, name: tiny}
-training: train.jsonl
-evaluation: test.jsonl
-strategies: [random, blocked, curriculum]
-seeds: 3
-recipe: {threads: 1, learning_rate: 5e-3, adapter: {rank: 4, layers: 2}}
-checkpoints: {at: [0.5], questions: 8}
-"""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
-    """Folder with questions, good and bad, a model without tokenizer, and a study file."""
-    folder = tmp_path_factory.mktemp("cli")
-    good = rows(48)
-    write(folder / "train.jsonl", good)
-    write(folder / "test.jsonl", rows(24, first=100))
-    write(folder / "outside.jsonl", [*good[:3], good[3] | {"answer": "E"}])
-    write(folder / "one_option.jsonl", [*good[:3], good[3] | {"options": ["all"], "answer": "A"}])
-    write(folder / "empty_option.jsonl", [*good[:3], good[3] | {"options": ["a", " ", "c"]}])
-    write(folder / "twice.jsonl", [*good[:3], good[3] | {"id": "q1"}])
-    write(folder / "nan.jsonl", [*good[:3], good[3] | {"difficulty": float("nan")}])
-    bare = ("id", "question", "options", "answer")
-    write(folder / "bare.jsonl", [{k: row[k] for k in bare} for row in good])
-    long = " ".join(f"word{i}" for i in range(300))
-    write(folder / "long.jsonl", [*good[:3], good[3] | {"options": [long, f"{long} b", "c", "d"]}])
-    (folder / "half.jsonl").write_text('{"question": "bad \\ud83d half"}\n')
-    (folder / "broken.jsonl").write_text('{"id": 1}\n{"id": \n')
-    (folder / "empty.jsonl").write_text("")
-    bare_model = folder / "no_tokenizer"
-    bare_model.mkdir()
-    for file in tiny_llama.iterdir():
-        if "token" not in file.name:
-            (bare_model / file.name).symlink_to(file)
-    text = STUDY.replace("MODEL", str(tiny_llama))
-    (folder / "study.yaml").write_text(text)
-    (folder / "other.yaml").write_text(text.replace("name: small", "name: other"))
-    (folder / "unknown.yaml").write_text(text + "seedz: 4\n")
-    (folder / "full").mkdir()
-    (folder / "full" / "letter.txt").write_text("dear")
-    (folder / "results.csv").write_text(
-        "id,arm,seed,correct\n" + "".join(f"q{i},{a},0,{i % 2}\n" for i in range(4) for a in "xy")
-    )
-    return folder
-
-
-@pytest.fixture(scope="module")
-def study(folder: Path) -> tuple[Path, Said]:
-    """A finished study with its report, and what was said."""
-    return folder / "out", run("study", folder / "study.yaml", "-o", folder / "out")
-
-
-# ---- Bad input -----------------------------------------------------------------------------------
-
-SMALL = "--set threads=1"
-# What is typed (in the folder; MODEL is a model), and what the message must hold.
-BAD = {
-    "missing data": ("train trian.jsonl -s random -m MODEL -o NEW", "Did you mean 'train.jsonl'"),
-    "missing study file": ("study stud.yaml -o NEW", "stud.yaml cannot be read"),
-    "misspelled column": (
-        "train train.jsonl -s random -m MODEL -o NEW --column answer=anser",
-        "has no column 'anser'. Did you mean 'answer'?",
-    ),
-    "misspelled column of an order": (
-        "order train.jsonl -s blocked --category categry -o NEW.jsonl",
-        "has no column 'categry'. Did you mean 'category'?",
-    ),
-    "misspelled column of the bank": (
-        "order icd10cm -s blocked --category categry -o NEW.jsonl",
-        "has no column 'categry'. Did you mean 'category'?",
-    ),
-    "answer outside": ("train outside.jsonl -s random -m MODEL -o NEW", "line 4"),
-    "one option": ("train one_option.jsonl -s random -m MODEL -o NEW", "fewer than two options"),
-    "empty option": ("train empty_option.jsonl -s random -m MODEL -o NEW", "empty option"),
-    "duplicate id": ("train twice.jsonl -s random -m MODEL -o NEW", "duplicate id: 1 (line 4)"),
-    "broken line": ("evaluate broken.jsonl -m MODEL -o NEW.csv", "line 2: not valid JSON"),
-    "no rows": ("evaluate empty.jsonl -m MODEL -o NEW.csv", "empty.jsonl"),
-    "no rows to put in order": (
-        "order empty.jsonl -s random -o NEW.jsonl",
-        "empty.jsonl holds no rows to put in order",
-    ),
-    "NaN difficulty": ("train nan.jsonl -s curriculum -m MODEL -o NEW", "no finite difficulty"),
-    "NaN difficulty of an order": (
-        "order nan.jsonl -s curriculum --difficulty difficulty -o NEW.jsonl",
-        "1 of 4 questions have no finite difficulty (the first is row 3)",
-    ),
-    "label that is not there": (
-        "train bare.jsonl -s curriculum -m MODEL -o NEW",
-        "no finite difficulty",
-    ),
-    "label that is not given": (
-        "order train.jsonl -s blocked -o NEW.jsonl",
-        "blocked needs a category",
-    ),
-    "label that a study lacks": (
-        "study study.yaml -o NEW --set training=bare.jsonl",
-        "bare, difficulty 'given': no question has a difficulty (column 'difficulty'). Take",
-    ),
-    "difficulty that is text": (
-        "order train.jsonl -s curriculum --difficulty category -o NEW.jsonl",
-        "difficulty must be numbers",
-    ),
-    "unknown key": ("study unknown.yaml -o NEW", "seedz: this key is unknown. Did you mean"),
-    "model without tokenizer": (
-        "study study.yaml -o NEW --set models=no_tokenizer",
-        "no_tokenizer has no tokenizer",
-    ),
-    "no such model": ("evaluate test.jsonl -m smollm2 -o NEW.csv", "Did you mean 'smollm2-135m'"),
-    "options too long": (
-        "study study.yaml -o NEW --set training=long.jsonl --set allow_overlap=true",
-        "long, question q3: prompt, options and answer alone take",
-    ),
-    "options too long to evaluate": (
-        f"evaluate long.jsonl -m MODEL -o NEW.csv {SMALL}",
-        "question q3: prompt, options and answer alone take",
-    ),
-    "more tokens than the model reads": (
-        "study study.yaml -o NEW --set recipe.max_tokens=1000",
-        "max_tokens is 1000, but tiny reads at most 512",
-    ),
-    "another study": ("study other.yaml -o out", "holds another study ('small', not 'other')"),
-    "other files": ("study study.yaml -o full", "not empty and holds no study"),
-    "a file": ("study study.yaml -o train.jsonl", "train.jsonl cannot be written to"),
-    "adapter folder in use": (
-        "train train.jsonl -s random -m MODEL -o full",
-        "full is a folder that is not empty. Give another name with -o.",
-    ),
-    "an input for the output": (
-        "order train.jsonl -s random -o train.jsonl",
-        "train.jsonl is read by this command, so it cannot be written, too",
-    ),
-    "an input for the output, insisted on": (
-        "order train.jsonl -s random -o full/../train.jsonl --overwrite",
-        "is read by this command",
-    ),
-    "a file that is there": (
-        "order train.jsonl -s random -o test.jsonl",
-        "test.jsonl exists. Give another name with -o, or say --overwrite to replace it",
-    ),
-    "predictions over a file that is there": (
-        "evaluate train.jsonl -m MODEL -o results.csv",
-        "results.csv exists",
-    ),
-    "a label table that is there": (
-        "label difficulty train.jsonl --measure length -o results.csv",
-        "results.csv exists",
-    ),
-    "labels over the answers": (
-        "label difficulty train.jsonl --answers results.csv --key id -o results.csv --overwrite",
-        "results.csv is read by this command",
-    ),
-    "clusters over a file that is there": (
-        "label category train.jsonl -o results.csv",
-        "results.csv exists",
-    ),
-    "a report among other files": (
-        "compare results.csv --baseline x -o full",
-        "or say --overwrite to replace the report in it",
-    ),
-    "a report beside what it is made from": (
-        "compare results.csv --baseline x -o . --overwrite",
-        ". shares a folder with results.csv, which is read by this command",
-    ),
-    "tables beside what they are made from": (
-        "grid results.csv -o . --overwrite",
-        ". shares a folder with results.csv, which is read by this command",
-    ),
-    "a file for a folder": (
-        "compare results.csv --baseline x -o train.jsonl",
-        "train.jsonl is a file; the name of a folder is needed",
-    ),
-    "a folder for a table": ("order train.jsonl -s random -o full", "must end in one of"),
-    "no adapter": (
-        f"evaluate test.jsonl -m MODEL --adapter full -o NEW.csv {SMALL}",
-        "full is no adapter",
-    ),
-    "unknown strategy": (
-        "order train.jsonl -s interleved -o NEW.jsonl",
-        "Did you mean 'interleaved'?",
-    ),
-    "unknown strategy to train": (
-        "train train.jsonl -s interleved -m MODEL -o NEW",
-        "Did you mean 'interleaved'?",
-    ),
-    "bands": (
-        "order train.jsonl -s curriculum --difficulty difficulty --bands low,high -o NEW.jsonl",
-        "--bands takes a number, or thresholds as 0.3,0.6, not 'low,high'",
-    ),
-    "bands that fall": (
-        "order train.jsonl -s curriculum --difficulty difficulty --bands 0.6,0.3 -o NEW.jsonl",
-        "ascending thresholds",
-    ),
-    "blocks": (
-        "order train.jsonl -s interleaved --category category --blocks many -o NEW.jsonl",
-        "--blocks takes a whole number or 'band', not 'many'",
-    ),
-    "blocks that look like a number": (
-        "order train.jsonl -s interleaved --category category --blocks ² -o NEW.jsonl",
-        "--blocks takes a whole number",
-    ),
-    "no blocks": (
-        "order train.jsonl -s interleaved --category category --blocks 0 -o NEW.jsonl",
-        "blocks must be an integer of at least 1",
-    ),
-    "seed": ("order train.jsonl -s random --seed -1 -o NEW.jsonl", "seed must be an integer"),
-    "each": ("order train.jsonl -s random --each day -o NEW.jsonl", "each must be"),
-    "split of a file": ("order train.jsonl -s random --split x -o NEW.jsonl", "has no splits"),
-    "setting without value": (
-        "train train.jsonl -s random -m MODEL -o NEW --set learning_rate",
-        "--set takes key=value",
-    ),
-    "unknown setting": (
-        "train train.jsonl -s random -m MODEL -o NEW --set learning_rat=1",
-        "Did you mean 'learning_rate'?",
-    ),
-    "setting out of limits": (
-        "train train.jsonl -s random -m MODEL -o NEW --set adapter.rank=0",
-        "adapter.rank",
-    ),
-    "unknown setting of a study": (
-        "study study.yaml -o NEW --set recipe.threds=1",
-        "recipe.threds: this key is unknown. Did you mean 'threads'?",
-    ),
-    "column without equals": (
-        "evaluate test.jsonl -m MODEL -o NEW.csv --column answer",
-        "--column takes ours=theirs",
-    ),
-    "unknown column of ours": (
-        "evaluate test.jsonl -m MODEL -o NEW.csv --column anser=answer",
-        "Did you mean 'answer'?",
-    ),
-    "scoring": (
-        "evaluate test.jsonl -m MODEL -o NEW.csv --form guess",
-        "'letter' (found 'guess')",
-    ),
-    "bad rows": ("evaluate test.jsonl -m MODEL -o NEW.csv --bad-rows keep", "bad_rows is 'error'"),
-    "unknown format to write": ("evaluate test.jsonl -m MODEL -o NEW.txt", "must end in one of"),
-    "place that cannot be written": (
-        "order train.jsonl -s random -o train.jsonl/NEW.jsonl",
-        "train.jsonl",
-    ),
-    "no baseline": ("compare results.csv", "random"),
-    "results without columns": ("compare train.jsonl", "arm"),
-    "no results": ("compare nothing.csv", "nothing.csv"),
-    "status of no study": ("status full", "full is no study folder"),
-    "report of no study": ("report full", "full is no study folder"),
-    "no folder at all": ("report NEW", "is no study folder"),
-    "no such command": ("studdy x", "No such command"),
-    "no such option": ("order train.jsonl -s random -o NEW.jsonl --sed 1", "No such option"),
-    "option of another kind": (
-        "order train.jsonl -s random -o NEW.jsonl --seed one",
-        "should be a valid integer",
-    ),
-}
-
-
-@pytest.mark.parametrize(("line", "found"), BAD.values(), ids=BAD)
-def test_bad_input(
-    folder: Path,
-    study: tuple[Path, Said],
-    tiny_llama: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    line: str,
-    found: str,
-) -> None:
-    monkeypatch.chdir(folder)
-    before = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()}
-    words = line.replace("MODEL", str(tiny_llama)).replace("NEW", str(tmp_path / "new")).split()
-    said = run(*words)
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert said.status == 2, said
-    assert found in said.err
-    assert "Traceback" not in said.err
-    assert said.out == ""
-    if "No such" not in found and "valid integer" not in found:
-        assert said.err.startswith("error: ")
-        assert len(said.err.splitlines()) == 1
-    # Nothing was made that looks like a result.
-    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"]
-
-
-def test_a_typo_costs_a_finished_study_nothing(study: tuple[Path, Said], folder: Path) -> None:
-    out, _ = study
-    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
-    for line in ("--set training=nothing.jsonl", "--set seedz=1", "--set models=no_tokenizer"):
-        assert run("study", folder / "study.yaml", "-o", out, *line.split()).status == 2
-    assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == before
-
+from tests.cli.conftest import Said, rows, run, write
 
 # ---- Studies -------------------------------------------------------------------------------------
 
@@ -408,7 +67,7 @@ def test_failed_runs_end_in_status_1(folder: Path, tmp_path: Path) -> None:
     assert "1 run failed; starting the study again tries what failed again." in said.out
     assert "failed: tiny, random, seed 0" in said.err
     assert run("report", tmp_path / "s").status == 0
-    assert "1 failed" in run("status", tmp_path / "s").out
+    assert "1 run failed; the report lists the reasons." in run("status", tmp_path / "s").out
 
 
 def test_interrupted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -583,7 +242,7 @@ def test_training_in_an_order_of_label_tables(
     train = [tmp_path / "other" if word == tmp_path / "adapter" else word for word in train]
     said = run(*train, "--labels", tmp_path / "none.jsonl")
     assert said.status == 2
-    assert "48 of 48 questions have no finite difficulty" in said.err
+    assert "none.jsonl has no column 'difficulty'" in said.err
 
 
 def test_training_that_fails(folder: Path, tiny_llama: Path, tmp_path: Path) -> None:
@@ -619,10 +278,14 @@ def table(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 ORDERS: dict[str, dict[str, Any]] = {
     "-s random": {},
-    "-s blocked --category kind --category-order 3,1,2": {"category_order": [3, 1, 2]},
-    "-s interleaved_curriculum --category kind --difficulty hard --blocks band --bands 0.3,0.6 "
-    "--hardest-first": {"blocks": "band", "bands": [0.3, 0.6], "hardest_first": True},
-    "-s curriculum --difficulty hard --bands 3 --repeat 2 --epochs 2 --each anew": {
+    "-s blocked --column category=kind --category-order 3,1,2": {"category_order": [3, 1, 2]},
+    "-s interleaved_curriculum --column category=kind --column difficulty=hard --blocks band "
+    "--bands 0.3,0.6 --hardest-first": {
+        "blocks": "band",
+        "bands": [0.3, 0.6],
+        "hardest_first": True,
+    },
+    "-s curriculum --column difficulty=hard --bands 3 --repeat 2 --epochs 2 --each anew": {
         "bands": 3,
         "repeat": 2,
         "epochs": 2,
@@ -636,9 +299,9 @@ def test_order_keeps_all_columns_and_bytes(
     table: Path, options: str, settings: dict[str, Any]
 ) -> None:
     labels: dict[str, Any] = {}
-    if "--category " in options:
+    if "category=" in options:
         labels["category"] = [1 + i % 3 for i in range(12)]
-    if "--difficulty " in options:
+    if "difficulty=" in options:
         labels["difficulty"] = [(i * 7 % 12) / 12 for i in range(12)]
     strategy = options.split()[1]
     order = lessonplan.order(strategy, 12, seed=3, **labels, **settings)
@@ -670,9 +333,6 @@ def test_order_of_the_bank(tmp_path: Path) -> None:
         *("--category-order", "difficulty", "-o", out, "--overwrite"),
     )
     assert said.status == 0
-
-
-# ---- Lists and help ------------------------------------------------------------------------------
 
 
 # ---- Labels --------------------------------------------------------------------------------------
@@ -725,87 +385,12 @@ def test_a_label_at_chance_says_so_and_a_study_refuses_it(
     assert "allow_uninformative" in said.err
 
 
-BAD_LABELS = {
-    "nothing asked": ("difficulty train.jsonl -o NEW.csv", "found none of them"),
-    "two things asked": (
-        "difficulty train.jsonl -m MODEL --answers results.csv -o NEW.csv",
-        "found answers and measure",
-    ),
-    "unknown measure": ("difficulty train.jsonl --measure los -o NEW.csv", "measure: Input should"),
-    "unknown model": ("difficulty train.jsonl -m smollm -o NEW.csv", "Did you mean 'smollm2-135m'"),
-    "no server": (
-        "difficulty train.jsonl -m m@http://127.0.0.1:9/v1 --attempts 1 -o NEW.csv",
-        "http://127.0.0.1:9/v1",
-    ),
-    "cloze from a server": (
-        "difficulty train.jsonl -m m@http://127.0.0.1:9/v1 --form cloze -o NEW.csv",
-        "asked for letters alone",
-    ),
-    "dynamics from a server": (
-        "difficulty train.jsonl -m m@http://127.0.0.1:9/v1 --measure confidence -o NEW.csv",
-        "it must run here",
-    ),
-    "unknown ending": ("difficulty train.jsonl --measure length -o NEW.txt", "must end in one of"),
-    "too few to cluster": ("category train.jsonl -o NEW.csv", "48"),
-    "unknown embedder": ("category train.jsonl --embedder minilmm -o NEW.csv", "'minilm'"),
-    "settings of another source": (
-        "difficulty train.jsonl --measure length --method 2pl -o NEW.csv",
-        "method: 2pl goes with answers",
-    ),
-    "one model twice": ("difficulty train.jsonl -m MODEL -m MODEL -o NEW.csv", "stands twice"),
-    "no threads": ("category train.jsonl --threads 0 -o NEW.csv", "threads"),
-    "half a character": ("difficulty half.jsonl --measure length -o NEW.csv", "half a character"),
-    "wrong noise": ("category train.jsonl --noise drop -o NEW.csv", "cluster.noise"),
-}
-
-
-@pytest.mark.parametrize(("line", "found"), BAD_LABELS.values(), ids=BAD_LABELS)
-def test_bad_labels(
-    folder: Path,
-    tiny_llama: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    line: str,
-    found: str,
-) -> None:
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("LESSONPLAN_CACHE", str(tmp_path / "cache"))
-    out = tmp_path / "out"
-    out.mkdir()
-    words = line.replace("MODEL", str(tiny_llama)).replace("NEW", str(out / "new")).split()
-    said = run("label", *words)
-    assert said.status == 2, said
-    assert found in said.err
-    assert said.err.count("\n") <= 3  # what was begun, and the error
-    assert not list(out.iterdir())
-
-
-def test_where_answers_begin(folder: Path, tmp_path: Path) -> None:
-    """Indices of which none is 0 or the number of options leave it open."""
-    indices = [{k: v for k, v in row.items() if k not in ("options", "answer")} for row in rows(4)]
-    indices = [
-        row | {"a": "one", "b": "two" + "o" * i, "c": "three", "key": 1 + i % 2}
-        for i, row in enumerate(indices)
-    ]
-    data, out = write(tmp_path / "indices.jsonl", indices), tmp_path / "length.csv"
-    command = ("label", "difficulty", data, "--measure", "length", "-o", out,
-               "--column", "options=a,b,c", "--column", "answer=key")  # fmt: skip
-    said = run(*command)
-    assert said.status == 2
-    assert "Set answer_base to 0 or 1" in said.err
-    said = run(*command, "--answer-base", 2)
-    assert said.status == 2
-    assert "answer_base is 0 or 1, not 2" in said.err
-    assert run(*command, "--answer-base", 1).status == 0
-    assert out.is_file()
-
-
 def test_a_label_table_and_a_column_together(folder: Path, tmp_path: Path) -> None:
     """The category is the data's own, the difficulty comes from the table."""
     table, ordered = tmp_path / "length.csv", tmp_path / "ordered.jsonl"
     run("label", "difficulty", folder / "train.jsonl", "--measure", "length", "-o", table)
     said = run("order", folder / "train.jsonl", "-s", "blocked_curriculum", "--labels", table,
-               "--category", "category", "-o", ordered)  # fmt: skip
+               "-o", ordered)  # fmt: skip
     assert said.status == 0, said
     shown = [json.loads(line) for line in ordered.read_text().splitlines()]
     kinds = [row["category"] for row in shown]
@@ -830,13 +415,16 @@ def test_ids_under_another_name_are_asked_for(tmp_path: Path) -> None:
     ordered = tmp_path / "ordered.jsonl"
     said = run("order", data, "-s", "curriculum", "--labels", table, "-o", ordered)
     assert said.status == 2
-    assert "--id number" in said.err
-    said = run("order", data, "-s", "curriculum", "--labels", table, "--id", "number",
+    assert "--column id=number" in said.err
+    said = run("order", data, "-s", "curriculum", "--labels", table, "--column", "id=number",
                "-o", ordered)  # fmt: skip
     assert said.status == 0, said
     shown = [json.loads(line) for line in ordered.read_text().splitlines()]
     sizes = [len(r["question"]) + sum(map(len, r["options"])) for r in shown]
     assert sizes == sorted(sizes)
+
+
+# ---- Lists and help ------------------------------------------------------------------------------
 
 
 def test_lists() -> None:
