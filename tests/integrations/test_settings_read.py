@@ -179,7 +179,8 @@ def test_axolotl_sees_a_new_order_in_the_same_file(
 def test_ms_swift(tmp_path: Path, kind: str, chat_llama: Path, fed: list[list[int]]) -> None:
     from swift import pipelines
 
-    program, command, *arguments = shlex.split(settings("ms-swift", tmp_path, kind), comments=True)
+    said = settings("ms-swift", tmp_path, kind).replace("\\\n", " ")
+    program, command, *arguments = shlex.split(said, comments=True)
     assert program == "swift"
     assert arguments[-2:] == ["--num_train_epochs", "1"]
     mains = {"sft": "sft_main", "pt": "pretrain_main", "rlhf": "rlhf_main"}
