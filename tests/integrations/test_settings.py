@@ -134,6 +134,9 @@ def test_messages_in_pairs_are_not_read_as_text(trainer: str) -> None:
     said = trainer_settings(trainer, "o.jsonl", rows)
     assert "lists of messages are read from one column, messages, alone" in said
     assert '"prompt"' not in said
+    if trainer == "axolotl":
+        said = trainer_settings(trainer, "o.jsonl", ["prompt", "chosen", "rejected"])
+        assert "Axolotl's trainers for preferences shuffle" in said
     assert "as your rows need it" in trainer_settings(trainer, "o.jsonl", {"x": [1]})
 
 

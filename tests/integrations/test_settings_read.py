@@ -1,7 +1,8 @@
 """Settings for other trainers, read by those trainers: each trains on the rows as they stand.
 
-None of them is a dependency. Where one is installed its own command trains a small model for two
-epochs; where not, its tests are skipped.
+None of them is a dependency, and no two agree on the versions of what they need: where one is
+installed, in an environment of its own, its own command trains a small model for two epochs; where
+not, its tests are skipped.
 """
 
 from __future__ import annotations

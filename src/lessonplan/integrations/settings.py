@@ -177,6 +177,8 @@ def _as_needed(kind: str) -> str:
     """Return what to say of rows that have no settings."""
     if kind == "messages in pairs":
         return "lists of messages are read from one column, messages, alone"
+    if kind == "preference":  # the others know it
+        return "none keeps the order of pairs: Axolotl's trainers for preferences shuffle"
     return "as your rows need it"
 
 
