@@ -86,7 +86,6 @@ def fed(chat_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> li
     monkeypatch.setattr(transformers.Trainer, "training_step", watched)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setenv("AXOLOTL_DO_NOT_TRACK", "1")
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return steps
@@ -130,49 +129,6 @@ def test_llamafactory(tmp_path: Path, kind: str, chat_llama: Path, fed: list[lis
         }
     )
     check(fed)
-
-
-def axolotl(folder: Path, kind: str, model: Path, order: list[int] = ORDER) -> None:
-    """Train with Axolotl for two epochs."""
-    from axolotl.cli.args import TrainerCliArgs
-    from axolotl.cli.config import load_cfg
-    from axolotl.cli.train import do_train
-
-    found = YAML(typ="safe").load(settings("axolotl", folder, kind, order))
-    assert found.pop("num_epochs") == 1
-    config = {
-        "base_model": str(model),
-        "chat_template": "tokenizer_default",
-        "sequence_len": 256,
-        "attn_implementation": "eager",
-        "optimizer": "adamw_torch",
-        "learning_rate": 1e-3,
-        "output_dir": str(folder / "out"),
-        "micro_batch_size": 2,
-        "gradient_accumulation_steps": 1,
-        "num_epochs": 2,
-        "save_strategy": "no",
-        **found,
-    }
-    (folder / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
-    do_train(load_cfg(str(folder / "config.yaml")), TrainerCliArgs())
-
-
-@needs("axolotl")
-@pytest.mark.parametrize("kind", [kind for kind in ROWS if kind != "preference"])
-def test_axolotl(tmp_path: Path, kind: str, chat_llama: Path, fed: list[list[int]]) -> None:
-    axolotl(tmp_path, kind, chat_llama)
-    check(fed)
-
-
-@needs("axolotl")
-def test_axolotl_sees_a_new_order_in_the_same_file(
-    tmp_path: Path, chat_llama: Path, fed: list[list[int]]
-) -> None:
-    axolotl(tmp_path, "text", chat_llama)
-    fed.clear()
-    axolotl(tmp_path, "text", chat_llama, ORDER[::-1])
-    check(fed, ORDER[::-1])
 
 
 @needs("ms-swift")
