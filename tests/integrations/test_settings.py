@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,10 @@ def test_axolotl(tmp_path: Path, kind: str) -> None:
     [data] = found.pop("datasets")
     assert Path(data["path"]).name == "ordered.jsonl"
     assert data["ds_type"] == "json"
-    assert data["type"] == "chat_template" if kind == "messages" else data["type"]["field_output"]
+    # Prompts are text here, completions lists of messages, which Axolotl does not read there.
+    assert data["type"] == ("chat_template" if kind == "messages" else None)
+    prepared = found.pop("dataset_prepared_path")
+    assert prepared.startswith("last_run_prepared/ordered-")
     assert found == {
         "curriculum_sampling": True,
         "shuffle_merged_datasets": False,
@@ -87,6 +91,62 @@ def test_llamafactory(tmp_path: Path) -> None:
     assert found["disable_shuffling"] is True
     assert found["dataset"] == "ordered"
     assert [found[name] for name in ("streaming", "packing", "val_size")] == [False, False, 0]
+
+
+def test_axolotl_prepares_another_content_elsewhere(tmp_path: Path) -> None:
+    file = tmp_path / "o.jsonl"
+    said = []
+    for text in ("ab", "ba", "ab"):
+        file.write_text(text, encoding="utf-8")
+        said.append(trainer_settings("axolotl", file, ["text"]))
+    assert said[0] == said[2] != said[1]
+
+
+def test_llamafactory_names_the_columns_there_are() -> None:
+    def columns(*names: str) -> dict[str, str]:
+        said = trainer_settings("llamafactory", "a,b.csv", names)
+        entry = json.loads(said.partition("\n")[2].partition("\n#")[0])
+        return entry["a_b"]["columns"]  # a comma would name two data sets
+
+    read = {"prompt": "instruction", "response": "output"}
+    assert columns("instruction", "output", "id") == read
+    assert columns("instruction", "output", "input") == {**read, "query": "input"}
+
+
+@pytest.mark.parametrize(
+    ("names", "command", "columns"),
+    [
+        (["messages"], ["sft"], None),
+        (["instruction", "input", "output"], ["sft"], None),
+        (["text"], ["pt"], {"text": "response"}),
+        (["prompt", "completion"], ["sft"], {"prompt": "query", "completion": "response"}),
+        (
+            ["prompt", "chosen", "rejected"],
+            ["rlhf", "--rlhf_type", "dpo"],
+            {"prompt": "query", "chosen": "response", "rejected": "rejected_response"},
+        ),
+    ],
+)
+def test_ms_swift_commands(
+    names: list[str], command: list[str], columns: dict[str, str] | None
+) -> None:
+    file = "it's $HOME/é.jsonl"
+    said = shlex.split(trainer_settings("ms-swift", file, names), comments=True)
+    assert said[1 : 1 + len(command)] == command
+    assert said[said.index("--dataset") + 1] == file
+    assert (json.loads(said[said.index("--columns") + 1]) if columns else None) == columns
+
+
+@pytest.mark.parametrize("trainer", ["axolotl", "llamafactory", "ms-swift"])
+def test_messages_in_pairs_are_not_read_as_text(trainer: str) -> None:
+    rows = {"prompt": [[{"role": "user", "content": "2+2?"}]], "completion": [[]]}
+    said = trainer_settings(trainer, "o.jsonl", rows)
+    assert "lists of messages are read from one column, messages, alone" in said
+    assert '"prompt"' not in said
+    if trainer == "axolotl":
+        said = trainer_settings(trainer, "o.jsonl", ["prompt", "chosen", "rejected"])
+        assert "Axolotl's trainers for preferences shuffle" in said
+    assert "as your rows need it" in trainer_settings(trainer, "o.jsonl", {"x": [1]})
 
 
 def test_ms_swift_and_epochs(tmp_path: Path) -> None:
