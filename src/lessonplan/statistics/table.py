@@ -83,8 +83,8 @@ class Comparison:
                     row += [
                         signed(e.mean, metric),
                         f"{signed(e.low, metric)} to {signed(e.high, metric)}",
-                        f"{e.p:.3f}",
-                        "–" if gain.p_holm is None else f"{gain.p_holm:.3f}",
+                        _short(e.p),
+                        "–" if gain.p_holm is None else _short(gain.p_holm),
                         "winner" if gain.winner else "worse" if gain.loser else "",
                     ]
                 table.add_row(Text(spoken(arm)), *row)
@@ -95,6 +95,10 @@ class Comparison:
         whole = verdict(self.record, self.analysis)
         parts += [Text(" ".join(whole.sentences)), *(Text(c) for c in whole.caveats)]
         return Group(*parts)
+
+
+def _short(p: float) -> str:
+    return "–" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def compare(

@@ -122,13 +122,15 @@ def result_verdict(result: Result) -> Verdict:
     if result.at_floor:
         return _floor(result)
     if result.at_ceiling:
+        score = result.scores[result.outcome.baseline]
         return Verdict(
             "ceiling",
             (
                 f"Nothing can be concluded about the orders: {base} already answers "
-                f"{result.scores[result.outcome.baseline].mean:.1%} of the questions, which "
-                "cannot be told from all of them.",
-                "A harder evaluation set would leave room for a gain.",
+                f"{score.mean:.1%} of the questions (95% interval {score.low:.1%} to "
+                f"{score.high:.1%}), which cannot be told from all of them.",
+                "A harder evaluation set would leave room for a gain, and a larger one narrows the "
+                "interval.",
             ),
         )
     best = max(measured, key=_mean)
@@ -167,6 +169,10 @@ def _too_few(result: Result, best: Gain) -> Verdict:
     seeds = max(g.estimate.seeds for g in result.gains if g.estimate is not None)
     if best.estimate.questions == 1:
         reason = "there is a single question"
+    elif seeds >= LEAST_SEEDS:
+        reason = (
+            f"the runs of all seeds are the same, and at least {LEAST_SEEDS} that differ are needed"
+        )
     else:
         runs = "one seed" if seeds == 1 else f"{seeds} seeds"
         reason = f"each order was run with {runs}, and at least {LEAST_SEEDS} are needed"
