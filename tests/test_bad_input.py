@@ -128,7 +128,8 @@ FILES: dict[str, tuple[str, bytes | str, str]] = {
     "another header": (
         "q.csv", "Question,Options,Key\nQ?,a,A\n",
         "q.csv has no column 'question'. Did you mean 'Question'? Its columns are: "
-        "Question, Options, Key",
+        "Question, Options, Key. If it has another name, say which: --column question=NAME "
+        "--column options=NAME,NAME,... --column answer=NAME, or columns in a study file",
     ),
     "options that are no list": (
         "q.csv", CSV + "Q?,a|b|c,A\n",
@@ -347,8 +348,8 @@ TABLES: dict[str, tuple[str, str, bytes | str, str]] = {
     ),
     "no such label": (
         EASY, "t.csv", "id,hardness\nq0,1\nq1,2\n",
-        "The strategy curriculum needs a difficulty for every question: name its column "
-        "(--difficulty), or a label table with such a column (--labels)",
+        "The strategy curriculum needs a difficulty for every question: give difficulty=, or on "
+        "the command line its column (--difficulty) or a label table with one (--labels)",
     ),
     "a category that is an object": (
         BY_KIND, "t.jsonl", jsonl({"id": "q0", "category": {}}),
