@@ -148,16 +148,18 @@ def _floor(result: Result) -> Verdict:
     floor = result.floor if result.floor is not None else math.nan
     by_letter = result.constant is not None and result.constant == result.floor
     what = "always answering the same letter" if by_letter else "guessing"
-    tuned = result.scores[result.outcome.baseline].mean
+    tuned = result.scores[result.outcome.baseline]
     base = baseline_words(result)
     before = f"{result.untuned.mean:.1%} before tuning and " if result.untuned else ""
     return Verdict(
         "floor",
         (
-            f"Nothing can be concluded about the orders: the model is at the floor, with "
-            f"{before}{tuned:.1%} after tuning on {base}, where {what} reaches {floor:.1%}.",
+            "Nothing can be concluded about the orders: the model cannot be told from the floor, "
+            f"with {before}{tuned.mean:.1%} after tuning on {base} (95% interval {tuned.low:.1%} "
+            f"to {tuned.high:.1%}), where {what} reaches {floor:.1%}.",
             "A model that has not learned the task shows no difference between orders that "
-            "means anything, so no winner is called here.",
+            "means anything, so no winner is called here; a larger evaluation set tells sooner "
+            "whether it has.",
         ),
     )
 
