@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lessonplan.data import tables
+from lessonplan.data.tables import Table, cell_text, row_count
+from lessonplan.data.tables import read_table as read_file
 from lessonplan.errors import InputError, nearest
 from lessonplan.evaluation.outcomes import Outcome, Record
 from lessonplan.statistics.analysis import Analysis, analyse
@@ -204,13 +205,13 @@ def _outcome(
         missing = np.isnan(array)
         partial = missing.any(axis=1) & ~missing.all(axis=1)
         if partial.any():
-            run = int(np.argmax(partial))
-            first = list(questions)[int(np.argmax(missing[run]))]
-            count = int(missing[run].sum())
+            which = int(np.argmax(partial))
+            example = list(questions)[int(np.argmax(missing[which]))]
+            count = int(missing[which].sum())
             raise InputError(
-                f"{spot}: arm {arm!r}, seed {list(known_seeds)[run]} lacks {count}"
-                f" of the {len(questions)} question ids that other runs have (such as {first!r}); "
-                "all runs must score the same questions."
+                f"{spot}: arm {arm!r}, seed {list(known_seeds)[which]} lacks {count} of the "
+                f"{len(questions)} question ids that other runs have (such as {example!r}); all "
+                " runs must score the same questions."
             )
         if not (~missing.all(axis=1) & ~np.isnan(grid[baseline]).all(axis=1)).any():
             raise InputError(
@@ -238,7 +239,7 @@ class Where:
             comes from no file.
     """
 
-    files: tuple[tuple[Path, tables.Table], ...] = ()
+    files: tuple[tuple[Path, Table], ...] = ()
 
     def __str__(self) -> str:
         if not self.files:
@@ -251,7 +252,7 @@ class Where:
         """Return what to call a 0-based row."""
         place = row
         for path, table in self.files:
-            if place < (size := tables.row_count(table.columns)):
+            if place < (size := row_count(table.columns)):
                 return f"{path}, {table.place(place)}"
             place -= size
         return f"{self}, row {row + 1}"
@@ -288,7 +289,7 @@ def read_table(table: Any) -> tuple[dict[str, list[Any]], Where]:
             f"cannot compare a {type(table).__name__}; expected the path of a CSV, JSON, JSONL or "
             "Parquet file, a PyArrow table, a pandas DataFrame or a mapping of columns."
         )
-    if not tables.row_count(columns):
+    if not row_count(columns):
         raise InputError(f"{where}: there are no rows.")
     return columns, where
 
@@ -299,7 +300,7 @@ def _listed(column: Any) -> list[Any]:
 
 
 def _read_files(paths: list[Path]) -> tuple[dict[str, list[Any]], Where]:
-    files = [(path, tables.read_table(path)) for path in paths]
+    files = [(path, read_file(path)) for path in paths]
     whole: dict[str, list[Any]] = {name: [] for name in files[0][1].columns}
     for path, (columns, _) in files:
         if set(columns) != set(whole):
@@ -323,7 +324,7 @@ def require(columns: Mapping[str, Any], name: str, where: Where) -> None:
 
 def text_column(column: list[Any], name: str, where: Where) -> list[str]:
     """Return a column as strings; an empty cell is an InputError that names its row."""
-    texts = [tables.cell_text(value) for value in column]
+    texts = [cell_text(value) for value in column]
     for row, text in enumerate(texts):
         if not text:
             raise InputError(f"{where.row(row)}: column {name!r} is empty.")
