@@ -128,7 +128,8 @@ FILES: dict[str, tuple[str, bytes | str, str]] = {
     "another header": (
         "q.csv", "Question,Options,Key\nQ?,a,A\n",
         "q.csv has no column 'question'. Did you mean 'Question'? Its columns are: "
-        "Question, Options, Key",
+        "Question, Options, Key. If it has another name, say which: --column question=NAME "
+        "--column options=NAME,NAME,... --column answer=NAME, or columns in a study file",
     ),
     "options that are no list": (
         "q.csv", CSV + "Q?,a|b|c,A\n",
@@ -397,27 +398,27 @@ TABLES: dict[str, tuple[str, str, bytes | str, str]] = {
     ),
     "results of half a seed": (
         "compare {file}", "r.csv", "id,arm,seed,correct\nq0,a,0.5,1\n",
-        "r.csv, row 1: seed 0.5 is not a whole number",
+        "r.csv, line 2: seed '0.5' is not a whole number",
     ),
     "results of 2": (
         "compare {file} --baseline a", "r.jsonl", '{"id":1,"arm":"a","seed":1,"correct":2}\n',
-        "r.jsonl, row 1: correct is 2, expected true or false, 0 or 1",
+        "r.jsonl, line 1: correct is 2, expected true or false, 0 or 1",
     ),
     "results of a list": (
         "compare {file}", "r.jsonl", '{"id":1,"arm":"a","seed":1,"correct":[2]}\n',
-        "r.jsonl, row 1: correct is [2], expected a number",
+        "r.jsonl, line 1: correct is [2], expected true or false, 0 or 1",
     ),
     "results cut": (
         "compare {file}", "r.csv", "id,arm,seed,correct\nq0,a\n",
-        "r.csv: cannot be read as csv: CSV parse error: Expected 4 columns, got 2: q0,a",
+        "r.csv, line 2: 2 values, but the header names 4 columns",
     ),
     "results under two names": (
         "compare {file}", "r.csv", "id,arm,seed,seed,correct\nq0,a,1,1,1\n",
-        "r.csv: two columns are named 'seed'. Rename one",
+        "r.csv, line 1: two columns are named 'seed'. Rename one",
     ),
     "results without a format": (
-        "compare {file}", "r.csv.gz", "",
-        "r.csv.gz: expected a file that ends in .csv, .tsv, .jsonl or .parquet",
+        "compare {file}", "r.tsv", "",
+        "r.tsv: the format is told by the extension, which has to be one of .jsonl, .json, .csv",
     ),
 }  # fmt: skip
 

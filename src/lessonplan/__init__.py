@@ -59,7 +59,8 @@ if TYPE_CHECKING:
     from lessonplan.evaluation.predict import evaluate
     from lessonplan.orders import STRATEGIES, order
     from lessonplan.report import write_report
-    from lessonplan.statistics import analyse, compare, grid
+    from lessonplan.statistics import analyse, compare
+    from lessonplan.statistics.cells import grid  # not the module beside it
     from lessonplan.study import Study, load_study, read_record, run_study
     from lessonplan.study.labelling import label
     from lessonplan.training import Recipe, Scoring

@@ -306,8 +306,8 @@ def _length(n: int | None, category: ArrayLike | None, difficulty: ArrayLike | N
 def _difficulty(strategy: str, difficulty: ArrayLike | None) -> NDArray[np.float64]:
     if difficulty is None:
         raise InputError(
-            f"The strategy {strategy} needs a difficulty for every question: name its column "
-            "(--column difficulty=...), or a label table with such a column (--labels)."
+            f"The strategy {strategy} needs a difficulty for every question: give difficulty=, or "
+            "on the command line --column difficulty=... or a table of labels with one (--labels)."
         )
     try:
         values = np.asarray(difficulty, dtype=np.float64)
@@ -325,8 +325,8 @@ def _categories(strategy: str, category: ArrayLike | None) -> tuple[Keys, list[A
     """Return the code of each question's category ``[n]``, and the sorted category values."""
     if category is None:
         raise InputError(
-            f"The strategy {strategy} needs a category for every question: name its column "
-            "(--column category=...), or a label table with such a column (--labels)."
+            f"The strategy {strategy} needs a category for every question: give category=, or "
+            "on the command line --column category=... or a table of labels with one (--labels)."
         )
     import pyarrow as pa  # hashes strings, where numpy.unique would sort all 10 million of them
 

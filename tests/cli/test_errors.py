@@ -49,7 +49,7 @@ BAD = {
     ),
     "label of an order that is not there": (
         "order bare.jsonl -s blocked -o NEW.jsonl",
-        "blocked needs a category for every question: name its column (--column category=...)",
+        "blocked needs a category for every question: give category=, or on the command line",
     ),
     "labels that an order does not use": (
         "order train.jsonl -s random --labels train.jsonl -o NEW.jsonl",

@@ -163,6 +163,25 @@ def test_mapping_of_option_columns_and_quoted_newlines(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_questions_with_fewer_options_than_columns(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    mine = {"question": "stem", "options": ["w", "x", "y", "z"], "answer": "key"}
+    path.write_text("stem,w,x,y,z,key\nFirst?,a,b,c,d,4\nSecond?,e,f,, ,1\nThird?,g,h,i,,3\n")
+    reading = read_questions(path, columns=mine)
+    assert [len(o) for o in reading.questions["options"]] == [4, 2, 3]
+    assert reading.questions["answer"][:] == [3, 0, 2]
+    assert reading.notes == [
+        "2 of 3 questions of t.csv: the last of the 4 option columns are empty, and count as no "
+        "options."
+    ]
+    # An answer beyond the last option and a gap are faults, as is a publisher's missing option.
+    path.write_text("stem,w,x,y,z,key\nFirst?,a,b,c,d,D\nSecond?,e,f,,,C\nThird?,g,,i,j,A\n")
+    with pytest.raises(InputError, match=r"outside the options: 1 \(line 3\); empty option: 1"):
+        read_questions(path, columns=mine)
+    with pytest.raises(InputError, match=r"empty option: 1 \(row 1\)"):
+        read_questions(Dataset.from_list([medmcqa(4, opd="")]))
+
+
 @pytest.mark.parametrize("name", ["t.jsonl", "t.json", "t.csv", "t.parquet", "t.jsonl.gz"])
 def test_every_file_format_gives_the_same(tmp_path: Path, name: str) -> None:
     rows = [mcq(i % 4, i, category=None if i else "é", difficulty=i / 8) for i in range(8)]

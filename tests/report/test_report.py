@@ -160,7 +160,7 @@ def test_formats():
         ("no difference", {}, "found that luck cannot explain"),
         ("too few seeds", {"n_seeds": 2}, "run with 2 seeds, and at least 3"),
         ("too few seeds", {"n_seeds": 1}, "run with one seed, and at least 3"),
-        ("floor", {"level": 0.2, "before": 0.2}, "the model is at the floor"),
+        ("floor", {"level": 0.2, "before": 0.2}, "the model cannot be told from the floor"),
         ("ceiling", {"level": 1.0}, "cannot be told from all"),
     ],
 )
@@ -171,6 +171,14 @@ def test_verdicts(record, outcome, kind, fields, words):
     assert words in said.sentences[0]
     assert len(said.sentences) == 2
     assert said.caveats == ()
+
+
+def test_captions_say_that_two_seeds_speak_of_these_runs_alone(record, outcome, tmp_path):
+    for seeds, told in ((2, True), (3, False)):
+        folder = write_report(record([outcome(n_seeds=seeds)]), tmp_path / str(seeds)).parent
+        for name in ("accuracy.md", "gains.md", "index.html"):
+            text = (folder / name).read_text(encoding="utf-8")
+            assert ("intervals and p speak of these runs alone" in text) == told, name
 
 
 def test_caveats(record, check):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -60,6 +62,39 @@ def test_one_or_two_seeds_never_call_a_winner(seeds):
     assert gain.estimate.p < 1e-3
     assert not any(g.winner or g.loser or g.p_holm is not None for g in found.results[0].gains)
     assert verdict(record(outcome), found).kind == "too few seeds"
+
+
+def test_copies_of_one_run_are_no_seeds():
+    """A trainer that ignores its seed, or one file given three times, is one run."""
+    outcome = study(np.random.default_rng(2), seeds=1, effects={"arm0": 0.4}, level=0.5)
+    for arm, values in outcome.arms.items():
+        outcome.arms[arm] = np.repeat(values, 3, axis=0)
+    copied = replace(outcome, seeds=[0, 1, 2])
+    found = analyse(record(copied))
+    assert found.results[0].gains[0].estimate.p < 1e-3
+    assert not any(g.testable or g.winner for g in found.results[0].gains)
+    assert not found.results[0].pairs
+    said = verdict(record(copied), found)
+    assert said.kind == "too few seeds"
+    assert "the runs of all seeds are the same" in said.sentences[0]
+    assert "random: each of seeds 0, 1, 2 has the same scores" in " ".join(found.results[0].notes)
+    # One run apart from its copies makes them seeds again, of which the note still tells.
+    copied.arms["arm1"][2] = 1 - copied.arms["arm1"][2]
+    found = analyse(record(copied))
+    assert found.results[0].gains[0].testable
+    assert any("arm1: each of seeds 0, 1 has" in note for note in found.results[0].notes)
+
+
+def test_an_arm_that_never_differs_is_told():
+    outcome = study(np.random.default_rng(2))
+    outcome.arms["arm0"] = outcome.arms["random"].copy()
+    result = analyse(record(outcome)).results[0]
+    assert [note.split(":")[0] for note in result.notes if "Check that" in note] == ["arm0"]
+    for arm in outcome.arms:
+        outcome.arms[arm] = outcome.arms["random"].copy()
+    found = analyse(record(outcome))
+    assert found.results[0].smallest is None
+    assert "points or more" not in " ".join(verdict(record(outcome), found).sentences)
 
 
 @pytest.mark.parametrize("size", [1, 2, 15, 300])

@@ -34,6 +34,9 @@ def test_all_kinds_of_table_agree(tmp_path):
     table.to_csv(tmp_path / "t.csv", index=False)
     table.to_json(tmp_path / "t.jsonl", orient="records", lines=True)
     pq.write_table(pa.Table.from_pandas(table), tmp_path / "t.parquet")
+    table.to_json(tmp_path / "t.json", orient="records")
+    words = table.assign(correct=table["correct"].astype(bool), seed=table["seed"].astype(float))
+    words.to_csv(tmp_path / "words.csv", index=False)  # True and False, 0.0 and 1.0
     half = len(table) // 2
     table[:half].to_csv(tmp_path / "a.csv", index=False)
     table[half:].to_csv(tmp_path / "b.csv", index=False)
@@ -48,6 +51,8 @@ def test_all_kinds_of_table_agree(tmp_path):
         [tmp_path / "a.csv", tmp_path / "b.csv"],
         table.sample(frac=1, random_state=1),
         table.assign(correct=table["correct"].astype(bool)),
+        tmp_path / "words.csv",
+        tmp_path / "t.json",
     ]
     found = [compare(kind).analysis.results[0].gains[0].estimate for kind in kinds]
     wide = table.pivot_table(index="seed", columns=["arm", "id"], values="correct")
@@ -113,7 +118,7 @@ BAD = {
     "other ids": (lambda t: t[1:-1], "lacks 1 of the 30 question ids"),
     "NaN": (lambda t: t.assign(correct=[np.nan, *t.correct[1:]]), "row 1: correct is nan"),
     "two": (lambda t: t.assign(correct=[2, *t.correct[1:]]), "correct is 2, expected"),
-    "text": (lambda t: t.assign(correct=["yes", *t.correct[1:]]), "'yes', expected a number"),
+    "text": (lambda t: t.assign(correct=["yes", *t.correct[1:]]), "'yes', expected true or false"),
     "one question": (lambda t: t[t.id == "q0"], "a single question"),
     "seed": (lambda t: t.assign(seed=t.seed + 0.5), "not a whole number"),
     "empty arm": (lambda t: t.assign(arm=[None, *t.arm[1:]]), "row 1: column 'arm' is empty"),
@@ -129,6 +134,38 @@ def test_bad_tables(case):
         compare(change(frame()))
 
 
+def test_a_row_of_several_files_is_named_by_its_file_and_line(tmp_path):
+    """Messages of 18 files do not name them all, nor count rows over all of them."""
+    table = frame()
+    paths = []
+    for (arm, seed), run in table.groupby(["arm", "seed"]):
+        paths.append(tmp_path / f"{arm}{seed}.csv")
+        run.to_csv(paths[-1], index=False)
+    again = table[(table.arm == "random") & (table.seed == 1)]
+
+    def message(run):
+        run.to_csv(paths[-1], index=False)
+        with pytest.raises(InputError) as caught:
+            compare(paths)
+        return str(caught.value)
+
+    assert "random2.csv, line 3: correct is ''" in message(
+        again.assign(correct=[1, None] + [0] * 28)
+    )
+    twice = message(again)
+    assert "random2.csv, line 2: arm 'random', seed 1 has question 'q0' more than once" in twice
+    assert f"first in {paths[-2]}, line 2" in twice
+    assert "blocked2.csv and 3 more, arm" not in twice
+    with pytest.raises(InputError, match=r"blocked2\.csv and 3 more: no arm is named 'plain'"):
+        compare(paths, baseline="plain")
+
+
+def test_ids_stay_as_they_are_written(tmp_path):
+    table = frame().assign(id=[f"{q:03}" for q in range(30)] * 6)
+    table.to_csv(tmp_path / "t.csv", index=False)
+    assert compare(tmp_path / "t.csv").record.outcomes[0].ids[1] == "001"
+
+
 def test_baseline_missing_from_one_part():
     table = pd.concat([frame().assign(model="a"), frame(arms=("x", "y")).assign(model="b")])
     with pytest.raises(InputError, match=r", b: has no rows of the baseline"):
@@ -139,13 +176,13 @@ def test_bad_files(tmp_path):
     with pytest.raises(InputError, match="There is no file"):
         compare(tmp_path / "none.csv")
     (tmp_path / "t.xlsx").write_text("x")
-    with pytest.raises(InputError, match="expected a file that ends in"):
+    with pytest.raises(InputError, match="the format is told by the extension"):
         compare(tmp_path / "t.xlsx")
     (tmp_path / "t.jsonl").write_text('{"id": 1')
     with pytest.raises(InputError, match="not valid JSON"):
         compare(tmp_path / "t.jsonl")
     (tmp_path / "e.csv").write_text("")
-    with pytest.raises(InputError, match="cannot be read as csv"):
+    with pytest.raises(InputError, match=r"e\.csv: there are no rows"):
         compare(tmp_path / "e.csv")
     with pytest.raises(InputError, match="cannot compare a int"):
         compare(3)

@@ -45,7 +45,8 @@ def read_choices(
     n = tables.row_count(found)
     faults: dict[int, str] = {}  # row -> the first thing wrong with it
     texts = [tables.cell_text(v) for v in found[mapping["question"]]]
-    options, keys = _options(found, mapping["options"], n)
+    same_number = mapping["options"] == FORMATS[format]["options"]
+    options, keys = _options(found, mapping["options"], n, same_number)
     if isinstance(mapping["options"], str) and not any(options):
         raise InputError(
             f"{raw.source}: column {mapping['options']!r} holds no lists of options (the first "
@@ -90,16 +91,20 @@ def read_choices(
 
 
 def _options(
-    found: dict[str, list[Any]], columns: str | Sequence[str], n: int
+    found: dict[str, list[Any]], columns: str | Sequence[str], n: int, same_number: bool
 ) -> tuple[list[list[Any]], list[list[str]]]:
     """Return each row's option texts, and the letters that its answer may name them by.
 
-    An option that is no text is None.
+    An option that is no text is None. Of a column for each option, the last ones are empty where a
+    question has fewer, unless all have the same number.
     """
     if not isinstance(columns, str):
-        # A file may call its columns opa, opb: the letter is the place.
         texts = [[_option(found[name][i]) for name in columns] for i in range(n)]
-        return texts, [list(LETTERS[: len(columns)])] * n
+        for row in texts:
+            while not same_number and row and row[-1] == "":
+                row.pop()
+        # A file may call its columns opa, opb: the letter is the place.
+        return texts, [list(LETTERS[: len(row)]) for row in texts]
     options: list[list[str | None]] = []
     keys: list[list[str]] = []
     for cell in found[columns]:

@@ -102,8 +102,8 @@ def map_columns(
             for column in _flat([name]):
                 if column not in found:
                     hint = (
-                        f" If it has another name, say which: --column {key}=NAME, or columns in "
-                        "a study file and in Python."
+                        f" If it has another name, say which: {_to_name(found, format, columns)}, "
+                        "or columns in a study file and in Python."
                     )
                     missing = tables.missing_column(source, column, found)
                     raise InputError(missing + ("" if key in columns else hint))
@@ -113,6 +113,18 @@ def map_columns(
         elif key in found:
             mapping[key] = key
     return mapping
+
+
+def _to_name(found: Mapping[str, Any], format: str, columns: Mapping[str, Any]) -> str:
+    """Return the options of the command line that name all columns that are still missing."""
+    lacking = [
+        key
+        for key, own in ALL_FORMATS[format].items()
+        if key not in (*columns, *OPTIONAL) and any(c not in found for c in _flat([own]))
+    ]
+    return " ".join(
+        f"--column {key}={'NAME,NAME,...' if key == 'options' else 'NAME'}" for key in lacking
+    )
 
 
 def _flat(names: Sequence[Any]) -> list[str]:

@@ -312,6 +312,13 @@ def _understand(
     dropped, notes = _account(raw, faults, unlabelled, bad_rows)
     if not good:
         raise InputError(f"{raw.source}: no row is left. {' '.join(notes)}")
+    if not isinstance(columns_of := mapping.get("options", ""), str):
+        fewer = sum(len(options[i]) < len(columns_of) for i in good)
+        if fewer:
+            notes.append(
+                f"{fewer} of {counted(len(good), 'question')} of {Path(raw.source).name}: the last "
+                f"of the {len(columns_of)} option columns are empty, and count as no options."
+            )
 
     from datasets import Dataset, concatenate_datasets
 

@@ -19,6 +19,7 @@ from lessonplan.report.tables import (
     FLOOR,
     UNTUNED,
     best_table,
+    few_seeds,
     group_table,
     labels_table,
     p_cell,
@@ -144,7 +145,7 @@ def orders_table(result: Result) -> Table:
     metric = "accuracy (%)" if o.metric == ACCURACY else o.metric
     return Table(
         "orders",
-        f"Orders compared with {baseline_words(result)}",
+        f"Orders compared with {baseline_words(result)}." + few_seeds([result]),
         ["order", metric, "95% interval", "gain", "95% interval", "p", "Holm p", "runs"],
         rows,
         [],

@@ -10,6 +10,7 @@ import numpy as np
 from lessonplan.evaluation.outcomes import Outcome
 from lessonplan.report.formats import Cell, Datum, Table, words
 from lessonplan.statistics.analysis import Analysis
+from lessonplan.statistics.crossed import LEAST_SEEDS, THESE_RUNS
 from lessonplan.statistics.labels import Received
 from lessonplan.statistics.result import ACCURACY, GroupScore, Result
 from lessonplan.statistics.verdict import MINUS, UNITS, signed, spoken
@@ -50,6 +51,13 @@ def _several(results: Sequence[Result]) -> bool:
 
 def _where(result: Result, shown: bool) -> list[Cell]:
     return [words(result.outcome.model), words(result.outcome.evaluation)] if shown else []
+
+
+def few_seeds(results: Sequence[Result]) -> str:
+    """Return what a caption adds where intervals say nothing of other seeds, else ""."""
+    if not any(e.scope == THESE_RUNS for r in results for e in r.scores.values()):
+        return ""
+    return f" With fewer than {LEAST_SEEDS} seeds, intervals and p speak of these runs alone."
 
 
 def accuracy_table(results: Sequence[Result]) -> Table:
@@ -96,7 +104,8 @@ def accuracy_table(results: Sequence[Result]) -> Table:
     place = ["model", "evaluation"] if several else []
     return Table(
         "accuracy" if metric == ACCURACY else "scores",
-        "Score of each order, with its 95% interval over seeds and questions.",
+        "Score of each order, with its 95% interval over seeds and questions."
+        + few_seeds(results),
         ["order", *place, name, "95% interval", *(["weighted F1 (%)"] if f1 else []), "runs"],
         rows,
         [
@@ -156,7 +165,8 @@ def gains_table(results: Sequence[Result]) -> Table:
     place = ["model", "evaluation"] if several else []
     return Table(
         "gains",
-        "Gain of each order over the baseline, paired by seed and question.",
+        "Gain of each order over the baseline, paired by seed and question."
+        + few_seeds(results),
         ["order", *place, "gain", "95% interval", "p", "Holm p", "smallest visible", "finding"],
         rows,
         [

@@ -48,7 +48,7 @@ OWN = re.compile(
 """The names of the files that a report writes beside its page."""
 
 
-def write_report(record: Record | Comparison, folder: Path) -> Path:
+def write_report(record: Record | Comparison, folder: str | os.PathLike[str]) -> Path:
     """Write a report and return the path of its page, ``folder/index.html``.
 
     Beside the page stand the tables as .md, .csv and .tex and the figures as .svg and .png. The
@@ -70,7 +70,7 @@ def write_report(record: Record | Comparison, folder: Path) -> Path:
     return _put(files, Path(folder))
 
 
-def write_grid(grid: Grid, folder: Path, *, title: str = "Grid") -> Path:
+def write_grid(grid: Grid, folder: str | os.PathLike[str], *, title: str = "Grid") -> Path:
     """Write the tables of a grid alone, as `write_report` does, and return the path of its page."""
     files = _table_files(grid_tables(grid))
     files["index.html"] = grid_page(grid, title).encode()

@@ -28,6 +28,7 @@ from lessonplan.statistics.family import (
     holm,
     judged,
     pooled_arms,
+    seeds_differ,
 )
 from lessonplan.statistics.forgetting import Forgetting, forgetting
 from lessonplan.statistics.grid import Grid, study_grid
@@ -120,9 +121,10 @@ def analyse(record: Record) -> Analysis:
     """Turn a record of results into findings.
 
     The primary family is every arm on every model and evaluation set, corrected by Holm over the
-    whole study. A gain that cannot be tested (fewer than three shared seeds, a model at the floor
-    or the ceiling) stays in the family with p = 1, so that it makes the others' threshold no
-    easier. All else (pairs, groups, label sources, the bootstrap) is descriptive.
+    whole study. A gain that cannot be tested (fewer than three shared seeds, seeds whose runs are
+    all the same, a model at the floor or the ceiling) stays in the family with p = 1, so that it
+    makes the others' threshold no easier. All else (pairs, groups, label sources, the bootstrap) is
+    descriptive.
 
     Raises:
         KeyError: an outcome has no arm of its baseline's name.
@@ -206,10 +208,11 @@ def _result(outcome: Outcome) -> Result:
     chance, constant = floors(outcome)
     at_floor, at_ceiling = _limits(outcome, scores.get(outcome.baseline), untuned)
     blocked = at_floor or at_ceiling
+    judgeable = not blocked and seeds_differ(outcome)
     found = [
         replace(
             gain,
-            testable=not blocked and generalises(gain.estimate),
+            testable=judgeable and generalises(gain.estimate),
             bootstrap=None
             if gain.estimate is None
             else bootstrap_interval(difference(outcome, gain.arm, outcome.baseline)),
@@ -220,7 +223,7 @@ def _result(outcome: Outcome) -> Result:
     if found and not blocked:
         values = np.stack([difference(outcome, g.arm, outcome.baseline) for g in found])
         best = best_of(values, pooled=pooled_arms(outcome))
-    pairs = [] if blocked else all_pairs(outcome)
+    pairs = all_pairs(outcome) if judgeable else []
     return Result(
         outcome=outcome,
         scores=scores,
@@ -247,6 +250,8 @@ def typical_smallest(outcome: Outcome, gains: Sequence[Gain], level: float) -> f
     """
     found = components(outcome)
     if not gains or found is None:
+        return None
+    if max(found.seed, found.question, found.rest) < 1e-24:  # no arm ever differs: rounding alone
         return None
     seeds = int(np.median([g.estimate.seeds for g in gains if g.estimate is not None]))
     smallest = smallest_gain(
@@ -314,6 +319,18 @@ def _run_notes(outcome: Outcome) -> list[str]:
             )
         if lacking.any():
             notes.append(f"{arm}: {_seeds(outcome, lacking)} is missing; the other pairs are used.")
+        if (difference(outcome, arm, outcome.baseline) == 0)[present & base].all():
+            notes.append(
+                f"{arm}: every score is that of {outcome.baseline}. Check that the runs are its "
+                "own, and that the two orders differ."
+            )
+    for arm, present in have.items():
+        alike = _copies(outcome.arms[arm], present)
+        if alike.any():
+            notes.append(
+                f"{arm}: {_seeds(outcome, alike)} has the same scores, question by question. "
+                "Copies of one run are no further seeds."
+            )
     apart = int((~judged(outcome)).sum())
     if apart:
         notes.append(
@@ -321,6 +338,17 @@ def _run_notes(outcome: Outcome) -> list[str]:
             "they are judged apart and do not count here."
         )
     return notes
+
+
+def _copies(values: FloatArray, present: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return bool ``[S]``, the most runs that are the same; none where their scores are all one."""
+    alike = np.zeros(len(values), dtype=bool)
+    varied = np.flatnonzero(present & (values.min(axis=1) < values.max(axis=1)))
+    if len(varied):
+        kinds = np.unique(values[varied], axis=0, return_inverse=True)[1].ravel()
+        chosen = varied[kinds == np.bincount(kinds).argmax()]
+        alike[chosen] = len(chosen) > 1
+    return alike
 
 
 def _seeds(outcome: Outcome, chosen: Sequence[bool] | NDArray[np.bool_]) -> str:

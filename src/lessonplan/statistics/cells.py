@@ -27,7 +27,7 @@ from lessonplan.statistics.grid import (
     setting_pairs,
 )
 from lessonplan.statistics.result import ACCURACY
-from lessonplan.statistics.table import read_table, require, text_column
+from lessonplan.statistics.table import Where, read_table, require, text_column
 
 BINOMIAL = "binomial sampling"
 SPREAD = "spread over columns"
@@ -286,7 +286,7 @@ def _estimate(values: Sequence[float]) -> Estimate:
 
 def _read(
     table: Any, models: Sequence[str], evaluations: Sequence[str]
-) -> tuple[dict[Place, dict[tuple[str, str], float]], str]:
+) -> tuple[dict[Place, dict[tuple[str, str], float]], Where]:
     """Return place -> (strategy, labels) -> accuracy between 0 and 1."""
     columns, where = read_table(table)
     wide = [*models, *evaluations]
@@ -300,8 +300,6 @@ def _read(
         require(columns, name, where)
     strategies = text_column(columns["strategy"], "strategy", where)
     blank = [""] * len(strategies)
-    if not strategies:
-        raise InputError(f"{where}: there are no rows.")
     labels, model, evaluation = (
         [
             "" if value is None or value != value else str(value)
@@ -321,7 +319,7 @@ def _read(
     for place, key, value, row, name in entries:
         if place == ("", ""):
             raise InputError(
-                f"{where}, row {row + 1}: neither model nor evaluation is named. Add a column of "
+                f"{where.row(row)}: neither model nor evaluation is named. Add a column of "
                 "one of these names, or name columns of accuracies by --models or --evaluations."
             )
         try:
@@ -330,12 +328,12 @@ def _read(
             number = NAN
         if not 0 <= number <= 100:
             raise InputError(
-                f"{where}, row {row + 1}: {name} is {value!r}, expected an accuracy, 0 to 1 or in "
+                f"{where.row(row)}: {name} is {value!r}, expected an accuracy, 0 to 1 or in "
                 "per cent."
             )
         if key in found.setdefault(place, {}):
             raise InputError(
-                f"{where}, row {row + 1}: {' '.join(k for k in key if k)} stands there twice for "
+                f"{where.row(row)}: {' '.join(k for k in key if k)} stands there twice for "
                 f"{place_of(*place)}."
             )
         found[place][key] = number
@@ -344,7 +342,7 @@ def _read(
 
 
 def _arms(
-    rows: dict[Place, dict[tuple[str, str], float]], baseline: str, where: str
+    rows: dict[Place, dict[tuple[str, str], float]], baseline: str, where: Where
 ) -> tuple[list[Setting], dict[Place, dict[str, float]]]:
     """Return the label settings and place -> arm -> accuracy; equal rows are one arm."""
     keys = list(dict.fromkeys(key for row in rows.values() for key in row))

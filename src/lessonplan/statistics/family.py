@@ -30,8 +30,8 @@ class Gain:
     Attributes:
         model, evaluation, arm, strategy: as in `Outcome`.
         estimate: of the gain; None where no seed has both runs.
-        testable: whether it can be a winner at all: at least three seeds, two questions, and a
-            model neither at the floor nor at the ceiling.
+        testable: whether it can be a winner at all: at least three seeds, whose runs are not all
+            the same, two questions, and a model neither at the floor nor at the ceiling.
         p_holm: p-value corrected by Holm over the whole study; None where not testable.
         smallest: the gain that would have been seen with a power of 80% at the first step of
             Holm's procedure; None where not testable.
@@ -128,6 +128,16 @@ def gains(outcome: Outcome) -> list[Gain]:
 def generalises(estimate: Estimate | None) -> bool:
     """Whether an estimate says anything about other seeds and questions than these."""
     return estimate is not None and estimate.seeds >= LEAST_SEEDS and estimate.questions > 1
+
+
+def seeds_differ(outcome: Outcome) -> bool:
+    """Whether any arm has two runs that differ; else the seeds say no more than one of them."""
+    kept = judged(outcome)
+    for values in outcome.arms.values():
+        runs = values[:, kept][complete_runs(values[:, kept])]
+        if (runs != runs[:1]).any():
+            return True
+    return False
 
 
 def holm(p_values: Sequence[float] | FloatArray) -> FloatArray:

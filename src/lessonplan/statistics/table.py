@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lessonplan.data.tables import check_file, check_names, opened, parse_json_lines, python_values
-from lessonplan.errors import InputError, first_line, nearest
+from lessonplan.data.tables import Table, cell_text, row_count
+from lessonplan.data.tables import read_table as read_file
+from lessonplan.errors import InputError, nearest
 from lessonplan.evaluation.outcomes import Outcome, Record
 from lessonplan.statistics.analysis import Analysis, analyse
 from lessonplan.statistics.result import ACCURACY
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float64]
 SCORES = ("correct", "value")
+TRUTH = {"true": 1.0, "false": 0.0}
+NAMED_FILES = 3
+"""So many files are named in a message that is about all of them."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,8 @@ class Comparison:
                     row += [
                         signed(e.mean, metric),
                         f"{signed(e.low, metric)} to {signed(e.high, metric)}",
-                        f"{e.p:.3f}",
-                        "–" if gain.p_holm is None else f"{gain.p_holm:.3f}",
+                        _short(e.p),
+                        "–" if gain.p_holm is None else _short(gain.p_holm),
                         "winner" if gain.winner else "worse" if gain.loser else "",
                     ]
                 table.add_row(Text(spoken(arm)), *row)
@@ -94,6 +98,10 @@ class Comparison:
         return Group(*parts)
 
 
+def _short(p: float) -> str:
+    return "–" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def compare(
     table: Any,
     *,
@@ -104,7 +112,7 @@ def compare(
     """Compare arms with a baseline, paired by seed and question.
 
     Args:
-        table: path of a CSV, JSONL or Parquet file, or several; a PyArrow table, a pandas
+        table: path of a CSV, JSON, JSONL or Parquet file, or several; a PyArrow table, a pandas
             DataFrame, or a mapping of columns. Columns: id, arm, seed, and ``correct`` (true or
             false, 0 or 1) or ``value`` (a real number, higher is better); optional: model,
             evaluation. One row for each question of each run.
@@ -133,8 +141,6 @@ def compare(
     values = _scores(columns[score], score, where)
     ids, arms = text_column(columns["id"], "id", where), text_column(columns["arm"], "arm", where)
     seeds = _seeds(columns["seed"], where)
-    if not len(ids):
-        raise InputError(f"{where}: there are no rows.")
     if baseline not in arms:
         raise InputError(
             f"{where}: no arm is named {baseline!r}; the arms are {', '.join(sorted(set(arms)))}. "
@@ -152,16 +158,7 @@ def compare(
         rows_of.setdefault(key, []).append(row)
     metric = ACCURACY if score == "correct" else score
     outcomes = [
-        _outcome(
-            key,
-            [ids[r] for r in rows],
-            [arms[r] for r in rows],
-            [seeds[r] for r in rows],
-            values[rows],
-            baseline,
-            metric,
-            where,
-        )
+        _outcome(key, rows, ids, arms, seeds, values, baseline, metric, where)
         for key, rows in rows_of.items()
     ]
     runs = sum(int((~np.isnan(a).all(axis=1)).sum()) for o in outcomes for a in o.arms.values())
@@ -171,46 +168,50 @@ def compare(
 
 def _outcome(
     key: tuple[str, str],
+    rows: list[int],
     ids: list[str],
     arms: list[str],
     seeds: list[int],
     values: FloatArray,
     baseline: str,
     metric: str,
-    where: str,
+    where: Where,
 ) -> Outcome:
-    spot = f"{where}, {' on '.join(k for k in key if k)}" if any(key) else where
-    questions = {name: i for i, name in enumerate(dict.fromkeys(ids))}
-    known_seeds = {seed: i for i, seed in enumerate(sorted(set(seeds)))}
-    names = list(dict.fromkeys(arms))
+    spot = f"{where}, {' on '.join(k for k in key if k)}" if any(key) else str(where)
+    questions = {name: i for i, name in enumerate(dict.fromkeys(ids[r] for r in rows))}
+    known_seeds = {seed: i for i, seed in enumerate(sorted({seeds[r] for r in rows}))}
+    names = list(dict.fromkeys(arms[r] for r in rows))
     if baseline not in names:
         raise InputError(f"{spot}: has no rows of the baseline {baseline!r}.")
     if len(names) == 1:
         raise InputError(f"{spot}: {baseline!r} is the only arm; there is nothing to compare.")
     if len(questions) == 1:
-        raise InputError(f"{spot}: a single question (id {ids[0]!r}); at least two are needed.")
+        only = next(iter(questions))
+        raise InputError(f"{spot}: a single question (id {only!r}); at least two are needed.")
     names.remove(baseline)
     names.insert(0, baseline)
     grid = {arm: np.full((len(known_seeds), len(questions)), np.nan) for arm in names}
-    for row, (name, arm, seed) in enumerate(zip(ids, arms, seeds, strict=True)):
-        cell = known_seeds[seed], questions[name]
-        if not np.isnan(grid[arm][cell]):
+    for row in rows:
+        cell = known_seeds[seeds[row]], questions[ids[row]]
+        if not np.isnan(grid[arms[row]][cell]):
+            run = arms[row], seeds[row], ids[row]
+            first = next(r for r in rows if (arms[r], seeds[r], ids[r]) == run)
             raise InputError(
-                f"{spot}: arm {arm!r}, seed {seed} has question {name!r} more than once; "
-                "each run scores each question once."
+                f"{where.row(row)}: arm {run[0]!r}, seed {run[1]} has question {run[2]!r} more "
+                f"than once (first in {where.row(first)}); each run scores each question once."
             )
-        grid[arm][cell] = values[row]
+        grid[arms[row]][cell] = values[row]
     for arm, array in grid.items():
         missing = np.isnan(array)
         partial = missing.any(axis=1) & ~missing.all(axis=1)
         if partial.any():
-            run = int(np.argmax(partial))
-            first = list(questions)[int(np.argmax(missing[run]))]
-            count = int(missing[run].sum())
+            which = int(np.argmax(partial))
+            example = list(questions)[int(np.argmax(missing[which]))]
+            count = int(missing[which].sum())
             raise InputError(
-                f"{spot}: arm {arm!r}, seed {list(known_seeds)[run]} lacks {count}"
-                f" of the {len(questions)} question ids that other runs have (such as {first!r}); "
-                "all runs must score the same questions."
+                f"{spot}: arm {arm!r}, seed {list(known_seeds)[which]} lacks {count} of the "
+                f"{len(questions)} question ids that other runs have (such as {example!r}); all "
+                " runs must score the same questions."
             )
         if not (~missing.all(axis=1) & ~np.isnan(grid[baseline]).all(axis=1)).any():
             raise InputError(
@@ -229,34 +230,68 @@ def _outcome(
     )
 
 
-def read_table(table: Any) -> tuple[dict[str, list[Any]], str]:
+@dataclass(frozen=True)
+class Where:
+    """What messages call a table and its rows.
+
+    Attributes:
+        files: path and content of each file, whose rows stand end to end; empty for a table that
+            comes from no file.
+    """
+
+    files: tuple[tuple[Path, Table], ...] = ()
+
+    def __str__(self) -> str:
+        if not self.files:
+            return "the table"
+        named = [str(path) for path, _ in self.files[:NAMED_FILES]]
+        more = len(self.files) - len(named)
+        return ", ".join(named) + (f" and {more} more" if more else "")
+
+    def row(self, row: int) -> str:
+        """Return what to call a 0-based row."""
+        place = row
+        for path, table in self.files:
+            if place < (size := row_count(table.columns)):
+                return f"{path}, {table.place(place)}"
+            place -= size
+        return f"{self}, row {row + 1}"
+
+
+def read_table(table: Any) -> tuple[dict[str, list[Any]], Where]:
     """Return a table's columns by name, and what messages call it.
 
     Args:
-        table: path of a CSV, JSONL or Parquet file, a sequence of such paths (their rows end to
-            end), a PyArrow table, a pandas DataFrame, or a mapping of columns.
+        table: path of a CSV, JSON, JSONL or Parquet file, a sequence of such paths (their rows end
+            to end), a PyArrow table, a pandas DataFrame, or a mapping of columns.
 
     Raises:
-        InputError: none of these, a file that cannot be read, columns of unequal length.
+        InputError: none of these, a file that cannot be read, columns of unequal length, no rows.
     """
+    where = Where()
     if isinstance(table, (str, PathLike)):
-        return _read_file(Path(table)), str(table)
+        table = [table]
     if isinstance(table, Mapping):
         columns = {str(name): _listed(column) for name, column in table.items()}
         if len({len(column) for column in columns.values()}) > 1:
             sizes = ", ".join(f"{name} {len(column)}" for name, column in columns.items())
             raise InputError(f"the table's columns differ in length: {sizes}.")
-        return columns, "the table"
-    if hasattr(table, "to_pydict"):  # a PyArrow table
-        return {str(k): list(v) for k, v in table.to_pydict().items()}, "the table"
-    if hasattr(table, "columns") and hasattr(table, "itertuples"):  # a pandas DataFrame
-        return {str(name): table[name].tolist() for name in table.columns}, "the table"
-    if isinstance(table, Sequence) and table and all(isinstance(p, (str, PathLike)) for p in table):
-        return _read_files([Path(p) for p in table])
-    raise InputError(
-        f"cannot compare a {type(table).__name__}; expected the path of a CSV, JSONL or Parquet "
-        "file, a PyArrow table, a pandas DataFrame or a mapping of columns."
-    )
+    elif hasattr(table, "to_pydict"):  # a PyArrow table
+        columns = {str(k): list(v) for k, v in table.to_pydict().items()}
+    elif hasattr(table, "columns") and hasattr(table, "itertuples"):  # a pandas DataFrame
+        columns = {str(name): table[name].tolist() for name in table.columns}
+    elif (
+        isinstance(table, Sequence) and table and all(isinstance(p, (str, PathLike)) for p in table)
+    ):
+        columns, where = _read_files([Path(p) for p in table])
+    else:
+        raise InputError(
+            f"cannot compare a {type(table).__name__}; expected the path of a CSV, JSON, JSONL or "
+            "Parquet file, a PyArrow table, a pandas DataFrame or a mapping of columns."
+        )
+    if not row_count(columns):
+        raise InputError(f"{where}: there are no rows.")
+    return columns, where
 
 
 def _listed(column: Any) -> list[Any]:
@@ -264,50 +299,21 @@ def _listed(column: Any) -> list[Any]:
     return listed if isinstance(listed, list) else [listed]
 
 
-def _read_files(paths: list[Path]) -> tuple[dict[str, list[Any]], str]:
-    whole: dict[str, list[Any]] = {}
-    for number, path in enumerate(paths):
-        columns = _read_file(path)
-        if number and set(columns) != set(whole):
+def _read_files(paths: list[Path]) -> tuple[dict[str, list[Any]], Where]:
+    files = [(path, read_file(path)) for path in paths]
+    whole: dict[str, list[Any]] = {name: [] for name in files[0][1].columns}
+    for path, (columns, _) in files:
+        if set(columns) != set(whole):
             differing = ", ".join(sorted(set(columns) ^ set(whole)))
             raise InputError(
                 f"{path}: the columns differ from those of {paths[0]}: {differing} in one only."
             )
         for name, column in columns.items():
-            whole.setdefault(name, []).extend(column)
-    return whole, ", ".join(str(p) for p in paths)
+            whole[name].extend(column)
+    return whole, Where(tuple(files))
 
 
-def _read_file(path: Path) -> dict[str, list[Any]]:
-    import pyarrow as pa
-
-    check_file(path)
-    kind = path.suffix.lower()
-    if kind in (".jsonl", ".ndjson"):
-        with opened(path) as file:
-            return parse_json_lines(file, path).columns
-    try:
-        if kind == ".parquet":
-            from pyarrow import parquet
-
-            table = parquet.read_table(path)
-        elif kind in (".csv", ".tsv"):
-            from pyarrow import csv
-
-            options = csv.ParseOptions(delimiter="\t" if kind == ".tsv" else ",")
-            table = csv.read_csv(path, parse_options=options)
-        else:
-            raise InputError(
-                f"{path}: expected a file that ends in .csv, .tsv, .jsonl or .parquet."
-            )
-        names = table.column_names
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as {kind[1:]}: {first_line(error)}") from error
-    check_names(names, str(path))
-    return {name: python_values(table, name, path) for name in names}
-
-
-def require(columns: Mapping[str, Any], name: str, where: str) -> None:
+def require(columns: Mapping[str, Any], name: str, where: Where) -> None:
     """Raise an InputError unless there is a column of that name."""
     if name not in columns:
         raise InputError(
@@ -316,40 +322,44 @@ def require(columns: Mapping[str, Any], name: str, where: str) -> None:
         )
 
 
-def text_column(column: list[Any], name: str, where: str) -> list[str]:
+def text_column(column: list[Any], name: str, where: Where) -> list[str]:
     """Return a column as strings; an empty cell is an InputError that names its row."""
-    for row, value in enumerate(column, start=1):
-        if value is None or value != value or value == "":
-            raise InputError(f"{where}, row {row}: column {name!r} is empty.")
-    return [str(value) for value in column]
+    texts = [cell_text(value) for value in column]
+    for row, text in enumerate(texts):
+        if not text:
+            raise InputError(f"{where.row(row)}: column {name!r} is empty.")
+    return texts
 
 
-def _seeds(column: list[Any], where: str) -> list[int]:
+def _seeds(column: list[Any], where: Where) -> list[int]:
     seeds = []
-    for row, value in enumerate(column, start=1):
+    for row, value in enumerate(column):
         try:
-            seed = int(value)
+            # Text comes from a CSV file, into which pandas writes 0.0 where the column has gaps.
+            decimal = isinstance(value, str) and "." in value
+            seed = int(float(value)) if decimal else int(value)
             whole = float(seed) == float(value)
         except (TypeError, ValueError, OverflowError):
             whole = False
         if not whole:
-            raise InputError(f"{where}, row {row}: seed {value!r} is not a whole number.")
+            raise InputError(f"{where.row(row)}: seed {value!r} is not a whole number.")
         seeds.append(seed)
     return seeds
 
 
-def _scores(column: list[Any], name: str, where: str) -> FloatArray:
+def _scores(column: list[Any], name: str, where: Where) -> FloatArray:
     values = np.empty(len(column))
     for row, value in enumerate(column):
         try:
-            values[row] = float(value)
+            word = value.strip().lower() if isinstance(value, str) else ""
+            values[row] = TRUTH[word] if word in TRUTH else float(value)
         except (TypeError, ValueError, OverflowError):
             values[row] = np.nan
-        if not np.isfinite(values[row]):
-            raise InputError(f"{where}, row {row + 1}: {name} is {value!r}, expected a number.")
         if name == "correct" and values[row] not in (0.0, 1.0):
             raise InputError(
-                f"{where}, row {row + 1}: correct is {value!r}, expected true or false, 0 or 1 "
+                f"{where.row(row)}: correct is {value!r}, expected true or false, 0 or 1 "
                 "(for a real-valued score name the column 'value')."
             )
+        if not np.isfinite(values[row]):
+            raise InputError(f"{where.row(row)}: {name} is {value!r}, expected a number.")
     return values

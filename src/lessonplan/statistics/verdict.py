@@ -122,13 +122,15 @@ def result_verdict(result: Result) -> Verdict:
     if result.at_floor:
         return _floor(result)
     if result.at_ceiling:
+        score = result.scores[result.outcome.baseline]
         return Verdict(
             "ceiling",
             (
                 f"Nothing can be concluded about the orders: {base} already answers "
-                f"{result.scores[result.outcome.baseline].mean:.1%} of the questions, which "
-                "cannot be told from all of them.",
-                "A harder evaluation set would leave room for a gain.",
+                f"{score.mean:.1%} of the questions (95% interval {score.low:.1%} to "
+                f"{score.high:.1%}), which cannot be told from all of them.",
+                "A harder evaluation set would leave room for a gain, and a larger one narrows the "
+                "interval.",
             ),
         )
     best = max(measured, key=_mean)
@@ -146,16 +148,18 @@ def _floor(result: Result) -> Verdict:
     floor = result.floor if result.floor is not None else math.nan
     by_letter = result.constant is not None and result.constant == result.floor
     what = "always answering the same letter" if by_letter else "guessing"
-    tuned = result.scores[result.outcome.baseline].mean
+    tuned = result.scores[result.outcome.baseline]
     base = baseline_words(result)
     before = f"{result.untuned.mean:.1%} before tuning and " if result.untuned else ""
     return Verdict(
         "floor",
         (
-            f"Nothing can be concluded about the orders: the model is at the floor, with "
-            f"{before}{tuned:.1%} after tuning on {base}, where {what} reaches {floor:.1%}.",
+            "Nothing can be concluded about the orders: the model cannot be told from the floor, "
+            f"with {before}{tuned.mean:.1%} after tuning on {base} (95% interval {tuned.low:.1%} "
+            f"to {tuned.high:.1%}), where {what} reaches {floor:.1%}.",
             "A model that has not learned the task shows no difference between orders that "
-            "means anything, so no winner is called here.",
+            "means anything, so no winner is called here; a larger evaluation set tells sooner "
+            "whether it has.",
         ),
     )
 
@@ -167,6 +171,10 @@ def _too_few(result: Result, best: Gain) -> Verdict:
     seeds = max(g.estimate.seeds for g in result.gains if g.estimate is not None)
     if best.estimate.questions == 1:
         reason = "there is a single question"
+    elif seeds >= LEAST_SEEDS:
+        reason = (
+            f"the runs of all seeds are the same, and at least {LEAST_SEEDS} that differ are needed"
+        )
     else:
         runs = "one seed" if seeds == 1 else f"{seeds} seeds"
         reason = f"each order was run with {runs}, and at least {LEAST_SEEDS} are needed"

@@ -361,7 +361,7 @@ def changed_recipe(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
     return Recipe.model_validate(merged)
 
 
-def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
+def load_study(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Study:
     """Read and check a study file.
 
     Data and label files are looked up beside the study file first.
@@ -377,6 +377,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     from ruamel.yaml.error import MarkedYAMLError
     from ruamel.yaml.reader import ReaderError
 
+    path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

@@ -191,7 +191,8 @@ def make_label(
     if made.uninformative and not spec.allow_uninformative:
         raise InputError(
             f"{name}: {' '.join(made.uninformative)} A difficulty from it says nothing of the "
-            "questions. Take a better model, or set allow_uninformative: true."
+            "questions. Take a better model, or set allow_uninformative: true in this source of "
+            "labels."
         )
     return made
 

@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,13 @@ from lessonplan.study.store import TUNING, Folder, check_runs, open_folder
 RunRecord = dict[str, Any]
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: str | PathLike[str]) -> Record:
     """Read a study folder, finished or not.
 
     Raises:
         InputError: no study there, or a file of it is broken or not as it was written; names it.
     """
-    folder = open_folder(path)
+    folder = open_folder(Path(path))
     plan = read_json(folder.plan_file)
     check_runs(folder, (run["id"] for run in plan["runs"]), adapters=False)
     tuned = [run for run in plan["runs"] if run["arm"] != UNTUNED]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def run_study(
     study: Study,
-    path: Path,
+    path: str | os.PathLike[str],
     watch: Watch | None = None,
     *,
     repair: bool = False,
@@ -56,7 +56,7 @@ def run_study(
         OSError: the disk is full or fails. Finished runs are kept.
     """
     watch = watch or Watch()
-    folder = Folder(path)
+    folder = Folder(Path(path))
     claim(folder, study.name)  # before the lock, which is a file: a stranger's folder gets none
     with locked(folder), _cluster(ray, study) as cluster:
         watch.say("reading questions, labels and tokens")
