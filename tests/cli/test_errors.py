@@ -272,7 +272,10 @@ BAD = {
     "no baseline": ("compare results.csv", "random"),
     "results without columns": ("compare train.jsonl", "arm"),
     "no results": ("compare result.csv", "no file result.csv. Did you mean 'results.csv'?"),
-    "results that are no text": ("compare binary.csv", "binary.csv: cannot be read as csv"),
+    "results that are no text": (
+        "compare binary.csv",
+        "binary.csv, line 2: byte 0xaa is not UTF-8",
+    ),
     "a folder of results": ("compare full", "full is a folder; a file"),
     "accuracies of nothing": (
         "grid results.csv --baseline x",

@@ -74,7 +74,7 @@ def test_unknown_ids(tmp_path: Path, questions: Dataset) -> None:
 @pytest.mark.parametrize(
     ("text", "key", "message"),
     [
-        ("name,m\nq0,A\n", None, r"no column 'id' or 'line'.*Name it with key"),
+        ("name,m\nq0,A\n", None, r"no column 'id' or 'line'.*name it with key"),
         ("ids,m\nq0,A\n", "id", r"no column 'id'\. Did you mean 'ids'\?"),
         ("id\nq0\n", None, "no column of answers beside 'id'"),
         ("id,m\nq0,A\nq0,B\n", None, "line 3: id 'q0' comes twice"),

@@ -545,12 +545,13 @@ def test_real_models_are_converted_once_and_scored_exactly(
     texts = [
         Text("Question: ", "What is the capital of France?", "\nAnswer:", france),
         Text("Question: ", "Which organ pumps blood?", "\nAnswer:", ["The heart", "The liver"]),
-        Text("", "Paris is a city. " * 120, "\nThe capital of France is", france),
+        Text("", "Paris is a city. " * 120, "\nThe capital of France is", france[:2]),
     ]
     rows = token_rows(model.tokenizer, texts, max_tokens=700)
     assert len(rows[-1]) > 600
     with torch.no_grad():
         expected = plain_sums(model.network, model.tokenizer, texts)
-    close(engine.score(rows)[0], expected, 5e-4)
+    scores = engine.score(rows)[0]
+    close(scores, expected, 5e-4)
     close(engine.score(rows, engine.lower(rows))[0], expected, 5e-4)
-    assert [int(np.argmax(s)) for s in engine.score(rows)[0][:2]] == right
+    assert [int(np.argmax(s)) for s in scores[:2]] == right

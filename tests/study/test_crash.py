@@ -547,7 +547,8 @@ def test_a_gap_is_not_compared_over(make: Make, tmp_path: Path) -> None:
         assert gains[arm] is not None
         assert gains[arm].seeds == len(seeds)
         assert gains[arm].mean == pytest.approx(expected)
-    assert result.notes == [
+    # So small a model answers some seeds alike, which has a note of its own.
+    assert [note for note in result.notes if "the same scores" not in note] == [
         "blocked: seed 2 has no run of random to be paired with and was left out of the gain.",
         "blocked: seed 1 is missing; the other pairs are used.",
         "curriculum: seed 2 has no run of random to be paired with and was left out of the gain.",

@@ -244,7 +244,9 @@ def test_a_run_that_its_workers_die_over_is_given_up(
 
 
 @slow
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "ending", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
 def test_stop_and_start_again_without_ray(
     make: Make, undisturbed: dict[str, bytes], tmp_path: Path, ending: signal.Signals
 ) -> None:
@@ -258,7 +260,7 @@ def test_stop_and_start_again_without_ray(
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not list(folder.glob("tunings/*/tuning.json")):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
