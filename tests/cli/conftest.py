@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
 from lessonplan import cli
+from tests.questions import question_rows, write_rows
 
 
 class Said(NamedTuple):
@@ -36,30 +36,6 @@ def run(*arguments: object) -> Said:
     return Said(status, out.getvalue(), err.getvalue())
 
 
-def rows(n: int, first: int = 0) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": f"q{i}",
-            "question": f"Under which category is disease number {i} of region {i % 4} classified?",
-            "options": [
-                f"Group {i % 7} alpha",
-                f"Disorder {i % 5} b",
-                f"Form {i % 3}",
-                f"Other {i}",
-            ],
-            "answer": "ABCD"[i * 7 % 4],
-            "category": f"region {i % 4}",
-            "difficulty": i * 37 % 101 / 100,
-        }
-        for i in range(first, first + n)
-    ]
-
-
-def write(path: Path, questions: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in questions))
-    return path
-
-
 STUDY = """
 name: small
 models: {model: MODEL, name: tiny}
@@ -76,18 +52,22 @@ checkpoints: {at: [0.5], questions: 8}
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     """Folder with questions, good and bad, a model without tokenizer, and a study file."""
     folder = tmp_path_factory.mktemp("cli")
-    good = rows(48)
-    write(folder / "train.jsonl", good)
-    write(folder / "test.jsonl", rows(24, first=100))
-    write(folder / "outside.jsonl", [*good[:3], good[3] | {"answer": "E"}])
-    write(folder / "one_option.jsonl", [*good[:3], good[3] | {"options": ["all"], "answer": "A"}])
-    write(folder / "empty_option.jsonl", [*good[:3], good[3] | {"options": ["a", " ", "c"]}])
-    write(folder / "twice.jsonl", [*good[:3], good[3] | {"id": "q1"}])
-    write(folder / "nan.jsonl", [*good[:3], good[3] | {"difficulty": float("nan")}])
+    good = question_rows(48)
+    write_rows(folder / "train.jsonl", good)
+    write_rows(folder / "test.jsonl", question_rows(24, first=100))
+    write_rows(folder / "outside.jsonl", [*good[:3], good[3] | {"answer": "E"}])
+    write_rows(
+        folder / "one_option.jsonl", [*good[:3], good[3] | {"options": ["all"], "answer": "A"}]
+    )
+    write_rows(folder / "empty_option.jsonl", [*good[:3], good[3] | {"options": ["a", " ", "c"]}])
+    write_rows(folder / "twice.jsonl", [*good[:3], good[3] | {"id": "q1"}])
+    write_rows(folder / "nan.jsonl", [*good[:3], good[3] | {"difficulty": float("nan")}])
     bare = ("id", "question", "options", "answer")
-    write(folder / "bare.jsonl", [{k: row[k] for k in bare} for row in good])
+    write_rows(folder / "bare.jsonl", [{k: row[k] for k in bare} for row in good])
     long = " ".join(f"word{i}" for i in range(300))
-    write(folder / "long.jsonl", [*good[:3], good[3] | {"options": [long, f"{long} b", "c", "d"]}])
+    write_rows(
+        folder / "long.jsonl", [*good[:3], good[3] | {"options": [long, f"{long} b", "c", "d"]}]
+    )
     (folder / "half.jsonl").write_text('{"question": "bad \\ud83d half"}\n')
     (folder / "broken.jsonl").write_text('{"id": 1}\n{"id": \n')
     (folder / "empty.jsonl").write_text("")

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import lessonplan
-from tests.cli.conftest import Said, rows, run, write
+from tests.cli.conftest import Said, run
+from tests.questions import question_rows, write_rows
 
 # ---- Studies -------------------------------------------------------------------------------------
 
@@ -272,7 +273,7 @@ def table(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     elif path.suffix == ".csv":
         pa.csv.write_csv(pa.table(columns), path)
     else:
-        write(path, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values())])  # noqa: B905
+        write_rows(path, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values())])  # noqa: B905
     return path
 
 
@@ -350,7 +351,7 @@ def test_label_then_order(folder: Path, tiny_llama: Path, tmp_path: Path) -> Non
     table = pq.read_table(out)
     assert table["id"].to_pylist() == [f"q{i}" for i in range(48)]
     difficulty = dict(zip(table["id"].to_pylist(), table["difficulty"].to_pylist(), strict=True))
-    turned = write(tmp_path / "turned.jsonl", rows(48)[::-1])
+    turned = write_rows(tmp_path / "turned.jsonl", question_rows(48)[::-1])
     ordered = tmp_path / "ordered.jsonl"
     said = run("order", turned, "-s", "curriculum", "--labels", out, "-o", ordered)
     assert said.status == 0, said
@@ -359,8 +360,8 @@ def test_label_then_order(folder: Path, tiny_llama: Path, tmp_path: Path) -> Non
 
 
 def test_labels_of_rows_without_ids(tmp_path: Path) -> None:
-    bare = [{k: v for k, v in row.items() if k != "id"} for row in rows(12)]
-    data, out = write(tmp_path / "bare.jsonl", bare), tmp_path / "length.csv"
+    bare = [{k: v for k, v in row.items() if k != "id"} for row in question_rows(12)]
+    data, out = write_rows(tmp_path / "bare.jsonl", bare), tmp_path / "length.csv"
     assert run("label", "difficulty", data, "--measure", "length", "-o", out).status == 0
     ordered = tmp_path / "ordered.jsonl"
     said = run("order", data, "-s", "curriculum", "--labels", out, "-o", ordered)
@@ -406,9 +407,9 @@ def test_ids_under_another_name_are_asked_for(tmp_path: Path) -> None:
     """Numbers that are ids could pass for row numbers."""
     named = [
         {k: v for k, v in row.items() if k != "id"} | {"number": 11 - i}
-        for i, row in enumerate(rows(12))
+        for i, row in enumerate(question_rows(12))
     ]
-    data, table = write(tmp_path / "named.jsonl", named), tmp_path / "length.csv"
+    data, table = write_rows(tmp_path / "named.jsonl", named), tmp_path / "length.csv"
     said = run("label", "difficulty", data, "--measure", "length", "--column", "id=number",
                "-o", table)  # fmt: skip
     assert said.status == 0, said

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Said, rows, run, write
+from tests.cli.conftest import Said, run
+from tests.questions import question_rows, write_rows
 
 SMALL = "--set threads=1"
 # What is typed (in the folder; MODEL is a model), and what the message must hold.
@@ -406,12 +407,14 @@ def test_bad_labels(
 
 def test_where_answers_begin(folder: Path, tmp_path: Path) -> None:
     """Indices of which none is 0 or the number of options leave it open."""
-    indices = [{k: v for k, v in row.items() if k not in ("options", "answer")} for row in rows(4)]
+    indices = [
+        {k: v for k, v in row.items() if k not in ("options", "answer")} for row in question_rows(4)
+    ]
     indices = [
         row | {"a": "one", "b": "two" + "o" * i, "c": "three", "key": 1 + i % 2}
         for i, row in enumerate(indices)
     ]
-    data, out = write(tmp_path / "indices.jsonl", indices), tmp_path / "length.csv"
+    data, out = write_rows(tmp_path / "indices.jsonl", indices), tmp_path / "length.csv"
     command = ("label", "difficulty", data, "--measure", "length", "-o", out,
                "--column", "options=a,b,c", "--column", "answer=key")  # fmt: skip
     said = run(*command)

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import build_tiny
-from tests.study.conftest import question_rows, write_questions
+from tests.questions import write_rows
+from tests.study.conftest import sourced_rows
 from tests.study.ears import session_members
 
 # A process is in the first phase of which its stack holds a frame.
@@ -259,9 +260,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         build_tiny("llama", home / "tiny")
-        write_questions(home / "train.jsonl", question_rows(48))
-        write_questions(home / "test.jsonl", question_rows(48, first=100))
-        write_questions(home / "more.jsonl", question_rows(24, first=200))
+        write_rows(home / "train.jsonl", sourced_rows(48))
+        write_rows(home / "test.jsonl", sourced_rows(48, first=100))
+        write_rows(home / "more.jsonl", sourced_rows(24, first=200))
         for study in write_studies(home, 1):
             Start(study, home / "undisturbed").finish()
         undisturbed = results(home / "undisturbed")

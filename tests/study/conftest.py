@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,41 +12,22 @@ import pytest
 
 from lessonplan.study import Study, run_study
 from lessonplan.study.plan import Plan
+from tests.questions import question_rows, write_rows
 
 
-def question_rows(n: int, first: int = 0) -> list[dict[str, Any]]:
-    """Questions with a category, a difficulty, and a second difficulty of another source."""
-    return [
-        {
-            "id": f"q{i}",
-            "question": f"Under which category is disease number {i} of region {i % 4} classified?",
-            "options": [
-                f"Group {i % 7} alpha",
-                f"Disorder {i % 5} b",
-                f"Form {i % 3}",
-                f"Other {i}",
-            ],
-            "answer": "ABCD"[i * 7 % 4],
-            "category": f"region {i % 4}",
-            "difficulty": i * 37 % 101 / 100,
-            "llm": i * 53 % 97 / 96,
-        }
-        for i in range(first, first + n)
-    ]
-
-
-def write_questions(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+def sourced_rows(n: int, first: int = 0) -> list[dict[str, Any]]:
+    """Questions with a second difficulty, of another source."""
+    rows = enumerate(question_rows(n, first), start=first)
+    return [row | {"llm": i * 53 % 97 / 96} for i, row in rows]
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with train.jsonl, test.jsonl and more.jsonl, which share no question."""
     folder = tmp_path_factory.mktemp("data")
-    write_questions(folder / "train.jsonl", question_rows(48))
-    write_questions(folder / "test.jsonl", question_rows(24, first=100))
-    write_questions(folder / "more.jsonl", question_rows(12, first=200))
+    write_rows(folder / "train.jsonl", sourced_rows(48))
+    write_rows(folder / "test.jsonl", sourced_rows(24, first=100))
+    write_rows(folder / "more.jsonl", sourced_rows(12, first=200))
     return folder
 
 

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from lessonplan import cli
 from lessonplan.study import read_record
+from tests.questions import write_rows
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m['role'] }}]\n{{ m['content'] }}</s>\n{% endfor %}"
@@ -40,11 +41,6 @@ def chat_rows(n: int, first: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def written(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 @pytest.fixture(scope="module")
 def folder(data: Path, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Chat and multiple-choice files, a model with a chat template, and a study file."""
@@ -53,8 +49,8 @@ def folder(data: Path, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactor
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder / "model")
-    written(folder / "chat.jsonl", chat_rows(24))
-    written(folder / "later.jsonl", chat_rows(12, first=100))
+    write_rows(folder / "chat.jsonl", chat_rows(24))
+    write_rows(folder / "later.jsonl", chat_rows(12, first=100))
     shutil.copy(data / "test.jsonl", folder / "choice.jsonl")
     (folder / "study.yaml").write_text(
         f"models: [{{model: {folder / 'model'}, name: tiny}}]\n"
@@ -190,7 +186,7 @@ def test_compare_takes_predictions_of_completions(
             {"id": i, "arm": arm, "seed": seed, "value": value}
             for i, value in zip(*(table[c].to_pylist() for c in ("id", "value")), strict=True)
         ]
-    status, said = run("compare", written(tmp_path / "results.jsonl", rows))
+    status, said = run("compare", write_rows(tmp_path / "results.jsonl", rows))
     assert status == 0
     assert "value" in said
 
