@@ -70,13 +70,13 @@ def order(
     """
     from lessonplan.data import count_rows, write_ordered, write_table
     from lessonplan.data.streams import first_rows
-    from lessonplan.integrations.settings import trainer_settings
+    from lessonplan.integrations.settings import check_trainer, trainer_settings
     from lessonplan.orders import Unlabelled, check_settings, labels_used
     from lessonplan.orders import order as make_order
     from lessonplan.progress import rows_bar
 
     if trainer is not None:
-        trainer_settings(trainer, out, [])  # said before the work, not after it
+        check_trainer(trainer)  # said before the work, not after it
     settings: dict[str, Any] = {
         "blocks": "band" if blocks == "band" else _integer("--blocks", blocks),
         "category_order": category_order.split(",") if "," in category_order else category_order,
@@ -118,7 +118,7 @@ def order(
                 n,
                 seed=seed,
                 epochs=epochs,
-                each=each,  # type: ignore[arg-type]
+                each=each,  # type: ignore[arg-type]  # any text: it says which two it takes
                 repeat=repeat,
                 **settings,
                 **found,

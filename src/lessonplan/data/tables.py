@@ -184,18 +184,13 @@ def _as_numbers(values: Sequence[Any]) -> list[int | float] | None:
     return numbers
 
 
-def check_file(path: Path) -> None:
-    """Refuse what is no file, and say which one may be meant."""
+def checked_format(path: Path) -> str:
+    kind = table_format(path)
     if not os.path.exists(path):  # Path.exists raises for a name that no file can have
         siblings = os.listdir(path.parent) if os.path.isdir(path.parent) else []
         raise InputError(f"There is no file {path}.{nearest(path.name, siblings)}")
     if path.is_dir():
         raise InputError(f"{path} is a folder; a file ({', '.join(EXTENSIONS)}) is needed.")
-
-
-def checked_format(path: Path) -> str:
-    check_file(path)
-    kind = table_format(path)
     if kind is None:
         raise InputError(
             f"{path}: the format is told by the extension, which has to be one of "

@@ -43,10 +43,7 @@ def trainer_settings(
     Raises:
         InputError: an unknown trainer.
     """
-    if trainer not in TRAINERS:
-        raise InputError(
-            f"--for takes {', '.join(TRAINERS)}, not {trainer!r}." + nearest(trainer, TRAINERS)
-        )
+    check_trainer(trainer)
     names = set(columns)
     kind = next((kind for kind, needed in FORMATS.items() if names >= set(needed)), "other")
     if kind in PAIRS and isinstance(columns, Mapping) and trainer != "trl":
@@ -60,6 +57,14 @@ def trainer_settings(
     else:
         note = f"the file holds all {epochs} epochs"
     return TRAINERS[trainer](Path(file), kind, f"# {note}")
+
+
+def check_trainer(trainer: str) -> None:
+    """Raise an InputError for a trainer whose settings are not known."""
+    if trainer not in TRAINERS:
+        raise InputError(
+            f"--for takes {', '.join(TRAINERS)}, not {trainer!r}." + nearest(trainer, TRAINERS)
+        )
 
 
 def _axolotl(file: Path, kind: str, note: str) -> str:

@@ -211,7 +211,7 @@ def _outcome(
             raise InputError(
                 f"{spot}: arm {arm!r}, seed {list(known_seeds)[which]} lacks {count} of the "
                 f"{len(questions)} question ids that other runs have (such as {example!r}); all "
-                " runs must score the same questions."
+                "runs must score the same questions."
             )
         if not (~missing.all(axis=1) & ~np.isnan(grid[baseline]).all(axis=1)).any():
             raise InputError(
