@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.compare import seconds, take_turns
-from lessonplan.models.products import ONEDNN, times
+from lessonplan.models.products import HAS_ONEDNN, by_onednn
 
 # SmolLM2-135M's, with the tokens that a tuning step of 8 questions feeds, or reads.
 SHAPES = {
@@ -33,7 +33,7 @@ Product = Callable[[Tensor, Tensor], Tensor]
 
 
 def onednn(x: Tensor, y: Tensor) -> Tensor:
-    return times(x, y.t())
+    return by_onednn(x, y.t())
 
 
 def through(product: Product, x: Tensor, weights: Sequence[Tensor]) -> Callable[[], float]:
@@ -51,7 +51,8 @@ def rates(outputs: int, inputs: int, tokens: int, turns: int) -> dict[str, float
     """Return the GFLOP/s of each direction by each library."""
     weights = [torch.randn(outputs, inputs) for _ in range(max(1, ENOUGH // (outputs * inputs)))]
     arms = {}
-    for library, product in ({"MKL": torch.mm} | ({"oneDNN": onednn} if ONEDNN else {})).items():
+    libraries = {"MKL": torch.mm} | ({"oneDNN": onednn} if HAS_ONEDNN else {})
+    for library, product in libraries.items():
         arms[f"{library} forward"] = through(
             product, torch.randn(tokens, inputs), [weight.t() for weight in weights]
         )

@@ -18,7 +18,7 @@ from torch import nn
 from bench.compare import Seconds, seconds, spread
 from bench.products import Product, onednn
 from lessonplan.models.batch import Batch, batches_by_length, collate
-from lessonplan.models.products import ONEDNN
+from lessonplan.models.products import HAS_ONEDNN
 from lessonplan.models.rows import Row
 
 
@@ -197,7 +197,7 @@ def products(
         return all_layers
 
     ways = {"torch.mm": by(torch.mm, torch.mm)}
-    if ONEDNN:
+    if HAS_ONEDNN:
         ways["oneDNN"] = by(onednn, onednn)
         if back:
             ways["oneDNN forward and torch.mm back"] = by(onednn, torch.mm)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lessonplan.errors import InputError
-from lessonplan.models.products import FrozenLinear, low_rank, takes_onednn
+from lessonplan.models.products import FrozenLinear, in_float32_on_cpu, low_rank
 from lessonplan.seeds import stream_seed
 
 # Settings of PEFT's LoRA under which the update is not (alpha / rank) B A.
@@ -55,8 +55,9 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         dropping = self.dropout > 0 and self.training
-        if type(self.base) is FrozenLinear and not dropping and takes_onednn(x, self.base.weight):
-            return low_rank(x, self.base.weight, self.base.bias, self.a, self.b, self.scaling)
+        weight, bias = self.base.weight, self.base.bias
+        if type(self.base) is FrozenLinear and not dropping and in_float32_on_cpu(x, weight):
+            return low_rank(x, weight, bias, self.a, self.b, self.scaling)
         out: Tensor = self.base(x)
         seen = x.to(self.a.dtype)
         if dropping:

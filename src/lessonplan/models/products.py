@@ -1,10 +1,10 @@
 """Matrix products with frozen weights, by the faster of the two libraries that torch has on CPUs.
 
-torch gives float32 products to MKL. On AMD processors oneDNN is a tenth to a half faster, and on
-Intel's no slower (`python -m bench.products`), with two exceptions: without AVX-512 it takes up to
-twice as long for ``gradient @ weight``, and a call of it takes longer than a product of small rank.
-The choice follows from device, type and kind of processor alone, so the same study takes the same
-kernels every time.
+torch gives float32 products to MKL. On Intel's processors that is the faster library; on AMD's
+oneDNN is, by a tenth to a half, with two exceptions: without AVX-512 it takes up to twice as long
+for ``gradient @ weight``, and a call of it takes longer than a product of small rank. The choice
+follows from device, type and kind of processor alone, so the same study takes the same kernels
+every time. `python -m bench.products` measures both.
 """
 
 from __future__ import annotations
@@ -16,38 +16,48 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ONEDNN: bool = (
+
+def _made_by_intel() -> bool:
+    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)  # older versions lack it
+    return "Intel" in capabilities().get("cpu_name", "")
+
+
+HAS_ONEDNN: bool = (
     platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 )
+ONEDNN: bool = HAS_ONEDNN and not _made_by_intel()
 ONEDNN_BACK: bool = ONEDNN and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-def takes_onednn(*tensors: Tensor | None) -> bool:
-    """Say whether oneDNN multiplies these: float32 on an x86 CPU."""
-    return ONEDNN and all(
-        t is None or (t.dtype == torch.float32 and t.device.type == "cpu") for t in tensors
-    )
+def in_float32_on_cpu(*tensors: Tensor) -> bool:
+    """Say whether products of these are chosen here."""
+    return all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
 
 
-def times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return ``x @ weight.T + bias``, outside of autograd; see `takes_onednn`."""
+def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``x @ weight.T + bias`` by oneDNN, outside of autograd."""
     # The overload by its name: looking it up takes as long as a small product.
     out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     return out
 
 
+def times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``x @ weight.T + bias``, outside of autograd; see `in_float32_on_cpu`."""
+    return by_onednn(x, weight, bias) if ONEDNN else nn.functional.linear(x, weight, bias)
+
+
 def times_back(gradient: Tensor, weight: Tensor) -> Tensor:
     """Return ``gradient @ weight``, outside of autograd: the way back through `times`."""
-    return times(gradient, weight.t()) if ONEDNN_BACK else gradient @ weight
+    return by_onednn(gradient, weight.t()) if ONEDNN_BACK else gradient @ weight
 
 
 class FrozenLinear(nn.Linear):
     """A linear layer whose weights are never trained."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not takes_onednn(x, self.weight):
-            return nn.functional.linear(x, self.weight, self.bias)
-        return _frozen(x, self.weight, self.bias)
+        if ONEDNN and in_float32_on_cpu(x, self.weight):
+            return _frozen(x, self.weight, self.bias)
+        return nn.functional.linear(x, self.weight, self.bias)
 
 
 def freeze(network: nn.Module) -> None:
@@ -99,7 +109,7 @@ class _LowRank(torch.autograd.Function):
 
 
 low_rank: Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, float], Tensor] = _LowRank.apply
-"""Return ``x @ weight.T + bias + scaling * (x @ a.T) @ b.T``; see `takes_onednn`.
+"""Return ``x @ weight.T + bias + scaling * (x @ a.T) @ b.T``; see `in_float32_on_cpu`.
 
 The arguments are x ``[..., in]``; weight ``[out, in]``, frozen; bias; a ``[rank, in]``; b
 ``[out, rank]``; scaling.
