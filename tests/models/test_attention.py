@@ -36,14 +36,14 @@ def some_rows(beginning: int) -> list[Row]:
 @pytest.mark.parametrize("beginning", [0, 5])
 @pytest.mark.parametrize(("heads", "keys"), [(4, 4), (6, 2)])
 @pytest.mark.parametrize("longest", [0, 128])  # of a row for the explicit way
+@pytest.mark.parametrize("n", [1, 3])
 def test_each_row_attends_alone(
-    heads: int, keys: int, beginning: int, window: int | None, longest: int, monkeypatch
+    n: int, heads: int, keys: int, beginning: int, window: int | None, longest: int, monkeypatch
 ) -> None:
     monkeypatch.setattr(attention, "SHORT", longest)
-    rows = some_rows(beginning)
-    assert common_beginning(rows) == beginning
+    rows = some_rows(beginning)[:n]
     batch = collate(rows)
-    assert len(batch.present) - len(batch.place) == 2 * beginning
+    assert len(batch.present) - len(batch.place) == (n - 1) * beginning
     mask = tree_mask(batch.end)
     if window:
         mask = mask & near_mask(batch.positions, window)

@@ -92,52 +92,60 @@ class _Explicit(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         rows, _, length, _ = mask.shape
+        _, heads, tokens, _ = query.shape
         keys = key.shape[1]
-        ctx.shape = rows, length, keys
+        of_query, of_key = _sources(token, rows, heads), _sources(token, rows, keys)
 
-        def apart(x: Tensor) -> Tensor:  # [1, heads, T, d] to [B * keys, groups * L, d]
-            return _by_key(x[0].transpose(0, 1).index_select(0, token), *ctx.shape)
+        def apart(x: Tensor, of: Tensor) -> Tensor:  # [1, heads, T, d] to [B * keys, groups * L, d]
+            by_head = x[0].transpose(0, 1).flatten(0, 1)
+            return by_head.index_select(0, of).view(rows * keys, -1, x.shape[-1])
 
-        q, k, v = apart(query), apart(key), apart(value)
-        weights = torch.bmm(q, k.transpose(1, 2)).mul_(scale).view(rows, -1, length, length)
-        weights = weights.masked_fill_(~mask, -torch.inf).softmax(-1).view(len(q), -1, length)
+        q, k, v = apart(query, of_query), apart(key, of_key), apart(value, of_key)
+        hidden = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+        scores = q.new_empty(rows, heads, length, length).copy_(hidden).view(len(q), -1, length)
+        weights = scores.baddbmm_(q, k.transpose(1, 2), alpha=scale).softmax(-1)
         out = torch.bmm(weights, v)
-        ctx.scale = scale
-        ctx.save_for_backward(q, k, v, weights, out, token, place)
-        return _by_token(out, *ctx.shape).index_select(0, place)[None]
+        of_out = _places(place, length, heads)
+        ctx.tokens, ctx.places, ctx.scale = tokens, len(token), scale
+        ctx.save_for_backward(q, k, v, weights, out, of_query, of_key, of_out)
+        return out.flatten(0, 1).index_select(0, of_out).view(1, tokens, heads, -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, weights, out, token, place = ctx.saved_tensors
-        rows, length, _ = ctx.shape
-        (gradient,) = gradients
-        padded = gradient.new_zeros(rows * length, *gradient.shape[2:])
-        of_out = _by_key(padded.index_copy_(0, place, gradient[0]), *ctx.shape)
-        of_value = torch.bmm(weights.transpose(1, 2), of_out)
+        q, k, v, weights, out, of_query, of_key, of_out = ctx.saved_tensors
+        padded = torch.zeros_like(out)
+        padded.flatten(0, 1).index_copy_(0, of_out, gradients[0].flatten(0, 2))
+        to_value = torch.bmm(weights.transpose(1, 2), padded)
         # Through the softmax: w (g - sum of w g); that sum is also the sum of out's times out.
-        of_weights = torch.bmm(of_out, v.transpose(1, 2))
-        of_weights.sub_(torch.linalg.vecdot(of_out, out)[..., None]).mul_(weights).mul_(ctx.scale)
-        of_query = torch.bmm(of_weights, k)
-        of_key = torch.bmm(of_weights.transpose(1, 2), q)
+        to_scores = torch.bmm(padded, v.transpose(1, 2))
+        to_scores.sub_(torch.linalg.vecdot(padded, out)[..., None]).mul_(weights).mul_(ctx.scale)
+        to_query = torch.bmm(to_scores, k)
+        to_key = torch.bmm(to_scores.transpose(1, 2), q)
 
-        def together(x: Tensor) -> Tensor:  # a token's gradient is the sum over its places
-            by_place = _by_token(x, *ctx.shape)
-            by_token = by_place.new_zeros(len(place), *by_place.shape[1:])
-            return by_token.index_add_(0, token, by_place).transpose(0, 1)[None]
+        def together(x: Tensor, of: Tensor) -> Tensor:  # a token's is the sum over its places
+            heads = len(of) // ctx.places
+            by_head = x.new_zeros(ctx.tokens * heads, x.shape[-1])
+            by_head.index_add_(0, of, x.flatten(0, 1))
+            return by_head.view(1, ctx.tokens, heads, -1).transpose(1, 2)
 
-        return together(of_query), together(of_key), together(of_value), None, None, None, None
+        of_three = (
+            together(to_query, of_query),
+            together(to_key, of_key),
+            together(to_value, of_key),
+        )
+        return *of_three, None, None, None, None
 
 
-def _by_key(x: Tensor, rows: int, length: int, keys: int) -> Tensor:
-    """From ``[B * L, keys * groups, d]`` to ``[B * keys, groups * L, d]``."""
-    x = x.view(rows, length, keys, -1, x.shape[-1]).permute(0, 2, 3, 1, 4)
-    return x.reshape(rows * keys, -1, x.shape[-1])
+def _sources(token: Tensor, rows: int, heads: int) -> Tensor:
+    """Return what stands in each place of ``[B, heads, L]``, as indices into ``[T, heads]``."""
+    by_head = token.view(rows, 1, -1) * heads + torch.arange(heads)[:, None]
+    return by_head.flatten()
 
 
-def _by_token(x: Tensor, rows: int, length: int, keys: int) -> Tensor:
-    """From ``[B * keys, groups * L, d]`` to ``[B * L, keys * groups, d]``."""
-    x = x.view(rows, keys, -1, length, x.shape[-1]).permute(0, 3, 1, 2, 4)
-    return x.reshape(rows * length, -1, x.shape[-1])
+def _places(place: Tensor, length: int, heads: int) -> Tensor:
+    """Return where each of ``[T, heads]`` stands (first), as indices into ``[B, heads, L]``."""
+    of_first = place // length * (heads * length) + place % length
+    return (of_first[:, None] + torch.arange(heads) * length).flatten()
 
 
 _explicit: Callable[..., Tensor] = _Explicit.apply
