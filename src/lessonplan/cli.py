@@ -144,13 +144,21 @@ def compare(
     baseline: Annotated[
         str, typer.Option(help="The arm that gains are measured against.")
     ] = "random",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="ours=theirs for id, arm, seed, correct, value, model or evaluation. May be "
+            "given several times."
+        ),
+    ] = None,
 ) -> None:
     """Compare results made anywhere: the same statistics and report as for a study."""
     from lessonplan.report import write_report
     from lessonplan.statistics import compare as compare_tables
 
     check_report(out, *files, overwrite=overwrite)
-    comparison = compare_tables(files, baseline=baseline)
+    columns = read_columns_option(column)
+    comparison = compare_tables(files, baseline=baseline, columns=columns)
     _print(comparison)
     if out is not None:
         say(f"report: {write_report(comparison.record, out)}")

@@ -104,10 +104,15 @@ def test_compare_finds_what_the_study_found(study: tuple[Path, Said], tmp_path: 
     found = {g.arm: g.estimate for g in theirs.gains}
     for gain in ours.gains:
         assert found[gain.arm] == gain.estimate
-    said = run("compare", tmp_path / "results.csv", "-o", tmp_path / "report")
+    command = ("compare", tmp_path / "results.csv")
+    said = run(*command, "-o", tmp_path / "report")
     assert said.status == 0
     assert "curriculum" in said.out
     assert (tmp_path / "report" / "index.html").is_file()
+    theirs = pa.concat_tables(tables).rename_columns({"id": "question_id", "arm": "method"})
+    pa.csv.write_csv(theirs, tmp_path / "theirs.csv")
+    named = ("--column", "id=question_id", "--column", "arm=method")
+    assert run("compare", tmp_path / "theirs.csv", *named).out == run(*command).out
 
 
 # ---- Single steps --------------------------------------------------------------------------------

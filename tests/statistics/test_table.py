@@ -80,12 +80,33 @@ def test_models_and_evaluations_are_kept_apart():
     assert "m1 on e1" in str(found)
 
 
-def test_real_values_and_named_scores():
+def test_real_values_and_named_columns():
     table = frame().rename(columns={"correct": "value"})
     table["value"] = table["value"] * 3.7 - 9
-    assert compare(table).record.outcomes[0].metric == "value"
-    named = table.rename(columns={"value": "reward"})
-    assert compare(named, score="reward").record.outcomes[0].metric == "reward"
+    plain = compare(table)
+    assert plain.record.outcomes[0].metric == "value"
+    theirs = {"id": "question_id", "arm": "method", "seed": "run", "value": "reward"}
+    named = table.rename(columns=theirs).assign(correct="a column of no use here")
+    found = compare(named, columns=theirs)
+    assert found.record.outcomes[0].metric == "reward"
+    (of_found,), (of_plain,) = found.analysis.results, plain.analysis.results
+    assert [gain.estimate for gain in of_found.gains] == [gain.estimate for gain in of_plain.gains]
+    truth = frame().rename(columns={"correct": "hit"})
+    assert str(compare(truth, columns={"correct": "hit"})) == str(compare(frame()))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"question": "id"}, "'question' is no column of a comparison, which has id, arm, seed"),
+        ({"arm": "method"}, "no column 'method'; the columns are id, arm, seed, correct"),
+        ({"correct": "correct", "value": "id"}, "correct and value are two scores; name the one"),
+        ({"correct": "seed"}, "row 61: seed is 2, expected true or false, 0 or 1"),
+    ],
+)
+def test_columns_that_cannot_be(columns, message):
+    with pytest.raises(InputError, match=message):
+        compare(frame(), columns=columns)
 
 
 def test_seeds_of_one_arm_only_are_said():

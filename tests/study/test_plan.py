@@ -54,6 +54,16 @@ def test_orders_are_those_of_the_library(plan: Plan) -> None:
         np.testing.assert_array_equal(run.order, expected)
 
 
+def test_labels_that_no_strategy_uses_are_said(make: Make) -> None:
+    settings = {"strategies": ["random", "blocked"], "labels": {"difficulty": ["human", "llm"]}}
+    found = [note for note in make_plan(make(**settings)).notes if note.startswith("labels.")]
+    assert found == [
+        "labels.difficulty: no strategy uses a difficulty, so none is taken from human, llm."
+    ]
+    settings["labels"] = {"category": ["human"]}
+    assert not any(note.startswith("labels.") for note in make_plan(make(**settings)).notes)
+
+
 def test_a_strategy_runs_only_over_the_labels_it_uses(make: Make) -> None:
     two = {"given": {"column": "difficulty"}, "llm": {"column": "llm"}}
     plan = make_plan(make(labels={"difficulty": two}, seeds=1))

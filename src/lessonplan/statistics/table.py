@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float64]
 SCORES = ("correct", "value")
+COLUMNS = ("id", "arm", "seed", *SCORES, "model", "evaluation")
 TRUTH = {"true": 1.0, "false": 0.0}
 NAMED_FILES = 3
 """So many files are named in a message that is about all of them."""
@@ -106,7 +107,7 @@ def compare(
     table: Any,
     *,
     baseline: str = "random",
-    score: str | None = None,
+    columns: Mapping[str, str] | None = None,
     title: str = "Comparison",
 ) -> Comparison:
     """Compare arms with a baseline, paired by seed and question.
@@ -117,46 +118,43 @@ def compare(
             false, 0 or 1) or ``value`` (a real number, higher is better); optional: model,
             evaluation. One row for each question of each run.
         baseline: the arm that the others are measured against.
-        score: the column to compare, where it is not ``correct`` or else ``value``.
+        columns: our column -> the table's, where it has another name, such as
+            ``{"id": "question_id", "value": "f1"}``.
         title: of the report.
 
     Raises:
         InputError: a missing column, a duplicated row, no baseline, questions that differ between
             runs, scores that are not numbers, or a single question.
     """
-    columns, where = read_table(table)
+    found, where = read_table(table)
+    names = _names(columns or {}, found, where)
     for name in ("id", "arm", "seed"):
-        require(columns, name, where)
-    if score is None:
-        given = [name for name in SCORES if name in columns]
-        if not given:
-            close = nearest("correct", columns) or nearest("value", columns)
-            raise InputError(
-                f"{where}: no column 'correct' or 'value' with the scores; the columns are "
-                f"{', '.join(columns)}.{close}"
-            )
-        score = given[0]
-    else:
-        require(columns, score, where)
-    values = _scores(columns[score], score, where)
-    ids, arms = text_column(columns["id"], "id", where), text_column(columns["arm"], "arm", where)
-    seeds = _seeds(columns["seed"], where)
+        require(found, names[name], where)
+    scores = [n for known in (columns or {}, found) for n in SCORES if n in known]
+    if not scores:
+        close = nearest("correct", found) or nearest("value", found)
+        raise InputError(
+            f"{where}: no column 'correct' or 'value' with the scores; the columns are "
+            f"{', '.join(found)}.{close}"
+        )
+    score = scores[0]
+    values = _scores(found[names[score]], names[score], where, only_truth=score == "correct")
+    ids, arms = (text_column(found[names[key]], names[key], where) for key in ("id", "arm"))
+    seeds = _seeds(found[names["seed"]], where)
     if baseline not in arms:
         raise InputError(
             f"{where}: no arm is named {baseline!r}; the arms are {', '.join(sorted(set(arms)))}. "
             f"Name the baseline.{nearest(baseline, set(arms))}"
         )
     blank = [""] * len(ids)
-    models = text_column(columns["model"], "model", where) if "model" in columns else blank
-    sets = (
-        text_column(columns["evaluation"], "evaluation", where)
-        if "evaluation" in columns
-        else blank
+    models, sets = (
+        text_column(found[names[key]], names[key], where) if names[key] in found else blank
+        for key in ("model", "evaluation")
     )
     rows_of: dict[tuple[str, str], list[int]] = {}
     for row, key in enumerate(zip(models, sets, strict=True)):
         rows_of.setdefault(key, []).append(row)
-    metric = ACCURACY if score == "correct" else score
+    metric = ACCURACY if score == "correct" else names["value"]
     outcomes = [
         _outcome(key, rows, ids, arms, seeds, values, baseline, metric, where)
         for key, rows in rows_of.items()
@@ -164,6 +162,20 @@ def compare(
     runs = sum(int((~np.isnan(a).all(axis=1)).sum()) for o in outcomes for a in o.arms.values())
     record = Record(title=title, outcomes=outcomes, runs_done=runs, runs_planned=runs)
     return Comparison(record, analyse(record))
+
+
+def _names(given: Mapping[str, str], found: Mapping[str, Any], where: Where) -> dict[str, str]:
+    """Return what the table calls each of our columns."""
+    for ours, theirs in given.items():
+        if ours not in COLUMNS:
+            raise InputError(
+                f"columns: {ours!r} is no column of a comparison, which has {', '.join(COLUMNS)}."
+                f"{nearest(ours, COLUMNS)}"
+            )
+        require(found, theirs, where)
+    if set(SCORES) <= set(given):
+        raise InputError("columns: correct and value are two scores; name the one to compare.")
+    return {name: name for name in COLUMNS} | dict(given)
 
 
 def _outcome(
@@ -347,7 +359,7 @@ def _seeds(column: list[Any], where: Where) -> list[int]:
     return seeds
 
 
-def _scores(column: list[Any], name: str, where: Where) -> FloatArray:
+def _scores(column: list[Any], name: str, where: Where, *, only_truth: bool) -> FloatArray:
     values = np.empty(len(column))
     for row, value in enumerate(column):
         try:
@@ -355,10 +367,10 @@ def _scores(column: list[Any], name: str, where: Where) -> FloatArray:
             values[row] = TRUTH[word] if word in TRUTH else float(value)
         except (TypeError, ValueError, OverflowError):
             values[row] = np.nan
-        if name == "correct" and values[row] not in (0.0, 1.0):
+        if only_truth and values[row] not in (0.0, 1.0):
             raise InputError(
-                f"{where.row(row)}: correct is {value!r}, expected true or false, 0 or 1 "
-                "(for a real-valued score name the column 'value')."
+                f"{where.row(row)}: {name} is {value!r}, expected true or false, 0 or 1 "
+                "(a real number is a value, not correct)."
             )
         if not np.isfinite(values[row]):
             raise InputError(f"{where.row(row)}: {name} is {value!r}, expected a number.")

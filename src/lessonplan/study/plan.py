@@ -47,7 +47,7 @@ from lessonplan.study.config import (
 )
 from lessonplan.study.files import digest
 from lessonplan.study.labelling import Compute, column_label, compute_here, make_label
-from lessonplan.study.sources import LabelSpec
+from lessonplan.study.sources import LabelSpec, LabelSpecs
 from lessonplan.study.watch import Watch
 from lessonplan.training.recipe import Recipe, check_completions
 
@@ -201,6 +201,7 @@ def make_plan(
     training = [_training_set(spec, study, labels, watch, compute) for spec in study.training]
     evaluation = [_evaluation_set(spec) for spec in study.evaluation]
     notes = [note for questions in training + evaluation for note in questions.notes]
+    notes += _unused_labels(study)
     notes += _overlaps(study, training, evaluation)
     models = [_model_plan(study, spec, training, evaluation, notes) for spec in study.models]
     problems = [model.problem for model in models if model.problem]
@@ -280,6 +281,17 @@ def _sources(study: Study, kind: Kind) -> list[tuple[str, LabelSpec]]:
     """Return the sources of a kind of label that some arm uses."""
     used = any(_uses(arm)[kind] for arm in study.strategies)
     return list(getattr(study.labels, kind).items()) if used else []
+
+
+def _unused_labels(study: Study) -> list[str]:
+    """Say which kinds of label the study file asks for in vain."""
+    default = LabelSpecs()
+    return [
+        f"labels.{kind}: no strategy uses a {kind}, so none is taken from "
+        f"{', '.join(getattr(study.labels, kind))}."
+        for kind in KINDS
+        if getattr(study.labels, kind) != getattr(default, kind) and not _sources(study, kind)
+    ]
 
 
 def _evaluation_set(spec: DataSpec) -> QuestionSet:
