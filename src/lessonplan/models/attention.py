@@ -101,8 +101,8 @@ class _Explicit(torch.autograd.Function):
             return by_head.index_select(0, of).view(rows * keys, -1, x.shape[-1])
 
         q, k, v = apart(query, of_query), apart(key, of_key), apart(value, of_key)
-        hidden = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
-        scores = q.new_empty(rows, heads, length, length).copy_(hidden).view(len(q), -1, length)
+        unseen = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+        scores = q.new_empty(rows, heads, length, length).copy_(unseen).view(len(q), -1, length)
         weights = scores.baddbmm_(q, k.transpose(1, 2), alpha=scale).softmax(-1)
         out = torch.bmm(weights, v)
         of_out = _places(place, length, heads)
