@@ -133,28 +133,40 @@ def roofline_lines(rooflines: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def run(names: Sequence[str], n: int, alternations: int, threads: int, rows: int) -> dict[str, Any]:
+def run(
+    names: Sequence[str], n: int, alternations: int, threads: int, rows: int, out: Path
+) -> dict[str, Any]:
+    """Measure, and write after each part what is known, so that what fails costs no other part."""
     found: dict[str, Any] = {}
     rooflines: dict[str, Any] = {}
+    started = time.perf_counter()
+
+    def written() -> dict[str, Any]:
+        figures = {
+            "environment": environment(threads),
+            "alternations": alternations,
+            **{name: found[name] for name in names if name in found},
+            "roofline": rooflines,
+            "minutes": (time.perf_counter() - started) / 60,
+        }
+        out.write_text(json.dumps(figures, indent=2) + "\n")
+        return figures
+
     if any(name.startswith("tune") for name in names):
         from bench import tuning
 
         found, rooflines = tuning.measure(n, alternations, threads, names)
+        written()
     if any(name.startswith("score") for name in names):
         from bench import scoring
 
         scored, roofs = scoring.measure(n, alternations, threads, names)
         found, rooflines = found | scored, rooflines | roofs
+        written()
     if "order_10m" in names:
         print("order_10m", file=sys.stderr, flush=True)
         found["order_10m"] = order_10m(rows, min(alternations, 3))
-    results = {name: found[name] for name in names if name in found}
-    return {
-        "environment": environment(threads),
-        "alternations": alternations,
-        **results,
-        "roofline": rooflines,
-    }
+    return written()
 
 
 def main() -> None:
@@ -172,11 +184,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.json")
     a = parser.parse_args()
     n, alternations, rows = (16, 1, 100_000) if a.quick else (a.questions, a.alternations, a.rows)
-    started = time.perf_counter()
     names = [name for name in NAMES if name in a.only]
-    figures = run(names, n, alternations, a.threads, rows)
-    figures["minutes"] = (time.perf_counter() - started) / 60
-    a.out.write_text(json.dumps(figures, indent=2) + "\n")
+    figures = run(names, n, alternations, a.threads, rows, a.out)
 
     results = {name: figures[name] for name in names}
     machine = figures["environment"]

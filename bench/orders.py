@@ -51,14 +51,20 @@ def questions(kind: str, rows: int) -> pd.DataFrame:
     return pd.DataFrame({"category": category, "difficulty": rng.random(rows)})
 
 
-def ours(strategy: str, frame: pd.DataFrame, seed: int, **options: Any) -> np.ndarray:
+def ours(
+    strategy: str, frame: pd.DataFrame, seed: int, turns: list[Any] | None = None
+) -> np.ndarray:
+    settings: dict[str, Any] = {}
+    if STRATEGIES[strategy].uses_blocks:
+        settings["blocks"] = BLOCKS
+    if turns and STRATEGIES[strategy].uses_category:
+        settings["category_order"] = turns
     return lessonplan.order(
         strategy,
         category=frame["category"],
         difficulty=frame["difficulty"],
-        blocks=BLOCKS,
         seed=seed,
-        **options,
+        **settings,
     )
 
 
@@ -95,9 +101,7 @@ def agree(strategy: str, frame: pd.DataFrame) -> bool:
     """
     shuffled = frame.iloc[stream(0, "shuffle", 0).permutation(len(frame))]
     turns = shuffled["category"].unique().tolist()
-    return np.array_equal(
-        ours(strategy, frame, 0, category_order=turns), by_hand(strategy, shuffled)
-    )
+    return np.array_equal(ours(strategy, frame, 0, turns), by_hand(strategy, shuffled))
 
 
 def seconds(call: Callable[[], np.ndarray]) -> float:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float64]
 SCORES = ("correct", "value")
 COLUMNS = ("id", "arm", "seed", *SCORES, "model", "evaluation")
+OTHER_NAME = " If it has another name, say which: --column {}=NAME, or columns in Python."
 TRUTH = {"true": 1.0, "false": 0.0}
 NAMED_FILES = 3
 """So many files are named in a message that is about all of them."""
@@ -129,13 +130,13 @@ def compare(
     found, where = read_table(table)
     names = _names(columns or {}, found, where)
     for name in ("id", "arm", "seed"):
-        require(found, names[name], where)
+        require(found, names[name], where, hint=OTHER_NAME.format(name))
     scores = [n for known in (columns or {}, found) for n in SCORES if n in known]
     if not scores:
         close = nearest("correct", found) or nearest("value", found)
         raise InputError(
             f"{where}: no column 'correct' or 'value' with the scores; the columns are "
-            f"{', '.join(found)}.{close}"
+            f"{', '.join(found)}.{close}{OTHER_NAME.format('value')}"
         )
     score = scores[0]
     values = _scores(found[names[score]], names[score], where, only_truth=score == "correct")
@@ -325,12 +326,12 @@ def _read_files(paths: list[Path]) -> tuple[dict[str, list[Any]], Where]:
     return whole, Where(tuple(files))
 
 
-def require(columns: Mapping[str, Any], name: str, where: Where) -> None:
+def require(columns: Mapping[str, Any], name: str, where: Where, hint: str = "") -> None:
     """Raise an InputError unless there is a column of that name."""
     if name not in columns:
         raise InputError(
             f"{where}: no column {name!r}; the columns are {', '.join(columns)}."
-            f"{nearest(name, columns)}"
+            f"{nearest(name, columns)}{hint}"
         )
 
 
