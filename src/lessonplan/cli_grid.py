@@ -9,7 +9,13 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from lessonplan.cli_options import OverwriteOption, check_report, console, say
+from lessonplan.cli_options import (
+    OverwriteOption,
+    check_report,
+    console,
+    read_columns_option,
+    say,
+)
 from lessonplan.errors import InputError
 
 Number = TypeVar("Number", int, float)
@@ -38,6 +44,13 @@ def grid(
     baseline: Annotated[
         str, typer.Option(help="The strategy that gains are measured against.")
     ] = "random",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="ours=theirs for strategy, accuracy, model, evaluation or labels. May be given "
+            "several times."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the tables.")] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -59,6 +72,7 @@ def grid(
         questions=_numbers("--questions", questions, int),
         chance=_numbers("--chance", chance, float),
         runs=runs,
+        columns=read_columns_option(column),
     )
     terminal = console()
     for table in grid_tables(made):

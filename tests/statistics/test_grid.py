@@ -198,6 +198,18 @@ def test_cells_are_averaged_as_pandas_does():
     assert all(scores[c.name] == pytest.approx(c.scores) for c in found.columns)
 
 
+def test_columns_by_other_names():
+    theirs = {"strategy": "order", "accuracy": "score", "model": "network", "evaluation": "set"}
+    found = grid(long_table().rename(columns=theirs), columns=theirs)
+    expected = grid(long_table())
+    assert [c.scores for c in found.columns] == [c.scores for c in expected.columns]
+    wide = pd.DataFrame({"order": ["random", "s"], "a": [0.4, 0.5], "b": [0.5, 0.7]})
+    with pytest.raises(InputError, match="'accuracy' is no column that is read here; those are st"):
+        grid(wide, models=["a", "b"], columns={"strategy": "order", "accuracy": "a"})
+    (a, *_) = grid(wide, models=["a", "b"], columns={"strategy": "order"}).columns
+    assert a.scores == {"random": 0.4, "s": 0.5}
+
+
 def test_cells_at_the_floor_leave_the_averages():
     table = long_table(sets="xy")
     table.loc[(table.model == "a") & (table.evaluation == "x"), "accuracy"] = 0.25

@@ -98,7 +98,7 @@ def test_real_values_and_named_columns():
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"question": "id"}, "'question' is no column of a comparison, which has id, arm, seed"),
+        ({"question": "id"}, "'question' is no column that is read here; those are id, arm, seed"),
         ({"arm": "method"}, "no column 'method'; the columns are id, arm, seed, correct"),
         ({"correct": "correct", "value": "id"}, "correct and value are two scores; name the one"),
         ({"correct": "seed"}, "row 61: seed is 2, expected true or false, 0 or 1"),

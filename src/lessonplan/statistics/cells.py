@@ -27,7 +27,14 @@ from lessonplan.statistics.grid import (
     setting_pairs,
 )
 from lessonplan.statistics.result import ACCURACY
-from lessonplan.statistics.table import Where, read_table, require, text_column
+from lessonplan.statistics.table import (
+    OTHER_NAME,
+    Where,
+    column_names,
+    read_table,
+    require,
+    text_column,
+)
 
 BINOMIAL = "binomial sampling"
 SPREAD = "spread over columns"
@@ -47,6 +54,7 @@ def grid(
     questions: Mapping[str, int] | None = None,
     chance: Mapping[str, float] | None = None,
     runs: int | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Grid:
     """Arrange accuracies by strategy, model and evaluation set, with what can be said about them.
 
@@ -78,12 +86,14 @@ def grid(
         chance: evaluation set -> accuracy of guessing, 0 to 1. A model whose baseline cannot be
             told from it (95%, over the questions where their number is known) is at the floor.
         runs: runs that each accuracy is the mean of.
+        columns: our column -> the table's, where it has another name, such as
+            ``{"strategy": "order"}``.
 
     Raises:
         InputError: a missing column or accuracy, one given twice, no baseline or nothing else, an
             unknown set, a chance or a number of runs that cannot be.
     """
-    rows, where = _read(table, models, evaluations)
+    rows, where = _read(table, models, evaluations, columns or {})
     sets = {evaluation for _, evaluation in rows if evaluation}
     for name in [*(questions or {}), *(chance or {})]:
         if name not in sets:
@@ -98,14 +108,14 @@ def grid(
         raise InputError(f"{where}: it holds cells and means of them; leave the means out.")
     settings, scores = _arms(rows, baseline, where)
     cells = _Cells(scores, settings, baseline, dict(questions or {}), dict(chance or {}), runs)
-    columns: list[Column] = []
+    made: list[Column] = []
     means: dict[str, Column] = {}
     for by in (MODEL, EVALUATION, CELL):
         own, mean = cells.columns(by)
         if mean is not None:
             *own, means[by] = corrected([*own, mean])
-        columns += own
-    return Grid(ACCURACY, baseline, settings, columns, means, cells.notes())
+        made += own
+    return Grid(ACCURACY, baseline, settings, made, means, cells.notes())
 
 
 @dataclass(frozen=True)
@@ -285,31 +295,34 @@ def _estimate(values: Sequence[float]) -> Estimate:
 
 
 def _read(
-    table: Any, models: Sequence[str], evaluations: Sequence[str]
+    table: Any, models: Sequence[str], evaluations: Sequence[str], given: Mapping[str, str]
 ) -> tuple[dict[Place, dict[tuple[str, str], float]], Where]:
     """Return place -> (strategy, labels) -> accuracy between 0 and 1."""
     columns, where = read_table(table)
     wide = [*models, *evaluations]
-    require(columns, "strategy", where)
-    if not wide and "accuracy" not in columns:
+    long = ("accuracy", "model", "evaluation")
+    names = column_names(("strategy", "labels", *(() if wide else long)), given, columns, where)
+    require(columns, names["strategy"], where, hint=OTHER_NAME.format("strategy"))
+    if not wide and names["accuracy"] not in columns:
         raise InputError(
-            f"{where}: no column 'accuracy'; the columns are {', '.join(columns)}. Where models or "
-            "sets have a column each, name them: models (--models), evaluations (--evaluations)."
+            f"{where}: no column 'accuracy'; the columns are {', '.join(columns)}."
+            f"{OTHER_NAME.format('accuracy')} Where models or sets have a column each, name them: "
+            "models (--models), evaluations (--evaluations)."
         )
     for name in wide:
         require(columns, name, where)
-    strategies = text_column(columns["strategy"], "strategy", where)
+    strategies = text_column(columns[names["strategy"]], names["strategy"], where)
     blank = [""] * len(strategies)
     labels, model, evaluation = (
         [
             "" if value is None or value != value else str(value)
-            for value in columns.get(name, blank)
+            for value in columns.get(names.get(key, ""), blank)
         ]
-        for name in ("labels", "model", "evaluation")
+        for key in ("labels", "model", "evaluation")
     )
     entries = [
         (place, (strategies[row], labels[row]), columns[name][row], row, name)
-        for name in wide or ["accuracy"]
+        for name in wide or [names["accuracy"]]
         for row in range(len(strategies))
         for place in [
             (name, "") if name in models else ("", name) if wide else (model[row], evaluation[row])

@@ -128,10 +128,13 @@ def compare(
             runs, scores that are not numbers, or a single question.
     """
     found, where = read_table(table)
-    names = _names(columns or {}, found, where)
+    columns = columns or {}
+    names = column_names(COLUMNS, columns, found, where)
+    if set(SCORES) <= set(columns):
+        raise InputError("columns: correct and value are two scores; name the one to compare.")
     for name in ("id", "arm", "seed"):
         require(found, names[name], where, hint=OTHER_NAME.format(name))
-    scores = [n for known in (columns or {}, found) for n in SCORES if n in known]
+    scores = [n for known in (columns, found) for n in SCORES if n in known]
     if not scores:
         close = nearest("correct", found) or nearest("value", found)
         raise InputError(
@@ -163,20 +166,6 @@ def compare(
     runs = sum(int((~np.isnan(a).all(axis=1)).sum()) for o in outcomes for a in o.arms.values())
     record = Record(title=title, outcomes=outcomes, runs_done=runs, runs_planned=runs)
     return Comparison(record, analyse(record))
-
-
-def _names(given: Mapping[str, str], found: Mapping[str, Any], where: Where) -> dict[str, str]:
-    """Return what the table calls each of our columns."""
-    for ours, theirs in given.items():
-        if ours not in COLUMNS:
-            raise InputError(
-                f"columns: {ours!r} is no column of a comparison, which has {', '.join(COLUMNS)}."
-                f"{nearest(ours, COLUMNS)}"
-            )
-        require(found, theirs, where)
-    if set(SCORES) <= set(given):
-        raise InputError("columns: correct and value are two scores; name the one to compare.")
-    return {name: name for name in COLUMNS} | dict(given)
 
 
 def _outcome(
@@ -324,6 +313,28 @@ def _read_files(paths: list[Path]) -> tuple[dict[str, list[Any]], Where]:
         for name, column in columns.items():
             whole[name].extend(column)
     return whole, Where(tuple(files))
+
+
+def column_names(
+    known: Sequence[str], given: Mapping[str, str] | None, found: Mapping[str, Any], where: Where
+) -> dict[str, str]:
+    """Return what a table calls each column that is read of it.
+
+    Args:
+        known: our names, which stand where nothing else is said.
+        given: our name -> the table's, as far as the user says so.
+
+    Raises:
+        InputError: a name that is none of ours, or a column that the table lacks.
+    """
+    for ours, theirs in (given or {}).items():
+        if ours not in known:
+            raise InputError(
+                f"columns: {ours!r} is no column that is read here; those are {', '.join(known)}."
+                f"{nearest(ours, known)}"
+            )
+        require(found, theirs, where)
+    return {name: name for name in known} | dict(given or {})
 
 
 def require(columns: Mapping[str, Any], name: str, where: Where, hint: str = "") -> None:
