@@ -31,6 +31,7 @@ from lessonplan.cli_options import (
     TrustOption,
     check_out,
     check_report,
+    column_option,
     console,
     note_parts,
     questions_of,
@@ -145,11 +146,7 @@ def compare(
         str, typer.Option(help="The arm that gains are measured against.")
     ] = "random",
     column: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="ours=theirs for id, arm, seed, correct, value, model or evaluation. May be "
-            "given several times."
-        ),
+        list[str] | None, column_option("id, arm, seed, correct, value, model or evaluation")
     ] = None,
 ) -> None:
     """Compare results made anywhere: the same statistics and report as for a study."""

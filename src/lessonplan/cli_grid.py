@@ -12,6 +12,7 @@ import typer
 from lessonplan.cli_options import (
     OverwriteOption,
     check_report,
+    column_option,
     console,
     read_columns_option,
     say,
@@ -45,11 +46,7 @@ def grid(
         str, typer.Option(help="The strategy that gains are measured against.")
     ] = "random",
     column: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="ours=theirs for strategy, accuracy, model, evaluation or labels. May be given "
-            "several times."
-        ),
+        list[str] | None, column_option("strategy, accuracy, model, evaluation or labels")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the tables.")] = None,
     overwrite: OverwriteOption = False,

@@ -24,13 +24,18 @@ SplitOption = Annotated[
     str | None, typer.Option(help="Part of the data, such as train or test; by default all.")
 ]
 BadRowsOption = Annotated[str, typer.Option(help="error, or drop rows that cannot be used.")]
+
+
+def column_option(names: str) -> Any:
+    """Return the option that says what a table calls our columns."""
+    return typer.Option("--column", help=f"ours=theirs for {names}. May be given several times.")
+
+
 ColumnsOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--column",
-        help="ours=theirs for question, options, answer, id, category or difficulty (of chat data "
-        "messages; prompt and completion; or instruction, input and output); several option "
-        "columns as options=a,b,c. May be given several times.",
+    column_option(
+        "question, options, answer, id, category or difficulty (of chat data messages; prompt and "
+        "completion; or instruction, input and output); several option columns as options=a,b,c"
     ),
 ]
 AnswerBaseOption = Annotated[

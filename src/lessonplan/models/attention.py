@@ -128,12 +128,12 @@ class _Explicit(torch.autograd.Function):
             by_head.index_add_(0, of, x.flatten(0, 1))
             return by_head.view(1, ctx.tokens, heads, -1).transpose(1, 2)
 
-        of_three = (
+        return (
             together(to_query, of_query),
             together(to_key, of_key),
             together(to_value, of_key),
+            *(None,) * 4,
         )
-        return *of_three, None, None, None, None
 
 
 def _sources(token: Tensor, rows: int, heads: int) -> Tensor:

@@ -30,7 +30,7 @@ ONEDNN_BACK: bool = ONEDNN and torch.backends.cpu.get_cpu_capability() == "AVX51
 
 
 def in_float32_on_cpu(*tensors: Tensor) -> bool:
-    """Say whether products of these are chosen here."""
+    """Say whether these are float32 on a CPU, whose products are chosen here."""
     return all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
 
 

@@ -158,7 +158,7 @@ def compare(
     rows_of: dict[tuple[str, str], list[int]] = {}
     for row, key in enumerate(zip(models, sets, strict=True)):
         rows_of.setdefault(key, []).append(row)
-    metric = ACCURACY if score == "correct" else names["value"]
+    metric = ACCURACY if score == "correct" else names[score]
     outcomes = [
         _outcome(key, rows, ids, arms, seeds, values, baseline, metric, where)
         for key, rows in rows_of.items()
@@ -316,7 +316,7 @@ def _read_files(paths: list[Path]) -> tuple[dict[str, list[Any]], Where]:
 
 
 def column_names(
-    known: Sequence[str], given: Mapping[str, str] | None, found: Mapping[str, Any], where: Where
+    known: Sequence[str], given: Mapping[str, str], found: Mapping[str, Any], where: Where
 ) -> dict[str, str]:
     """Return what a table calls each column that is read of it.
 
@@ -327,14 +327,14 @@ def column_names(
     Raises:
         InputError: a name that is none of ours, or a column that the table lacks.
     """
-    for ours, theirs in (given or {}).items():
+    for ours, theirs in given.items():
         if ours not in known:
             raise InputError(
                 f"columns: {ours!r} is no column that is read here; those are {', '.join(known)}."
                 f"{nearest(ours, known)}"
             )
         require(found, theirs, where)
-    return {name: name for name in known} | dict(given or {})
+    return {name: name for name in known} | dict(given)
 
 
 def require(columns: Mapping[str, Any], name: str, where: Where, hint: str = "") -> None:
