@@ -36,6 +36,7 @@ from lessonplan.training.in_order import (
     position_weights,
 )
 from lessonplan.training.train import prepare
+from lessonplan.training.trainer_args import ALLOWED, REFUSED
 from lessonplan.training.tune import TuningError, TuningLog, tune
 from lessonplan.training.with_trl import Spec, tune_with_trl, write_spec
 
@@ -379,8 +380,8 @@ def test_refused_arguments(
 
 def test_every_argument_of_the_trainer_is_judged_once() -> None:
     known = set(trl.SFTConfig.__dataclass_fields__)
-    assert set(with_trl.ALLOWED) <= known
-    assert not set(with_trl.ALLOWED) & set(with_trl.REFUSED)
+    assert set(ALLOWED) <= known
+    assert not set(ALLOWED) & set(REFUSED)
 
 
 @pytest.mark.parametrize(
