@@ -1,11 +1,8 @@
 """Fine-tuning against TRL's SFTTrainer: the same rows, order, adapter and steps.
 
-Both start from the same adapter (ours, in PEFT's format) and make the same steps of AdamW under the
-same learning rates, with a loss that is the mean over the answers' tokens in a step. Timed is the
-loop alone: loading, tokenising and a few steps to warm up are left out for both.
-
-TRL gets pre-tokenised rows, sequential sampling, no gradient checkpointing and no bfloat16 (its
-defaults are to have both), no evaluation, checkpoints, logging or progress bar.
+A run takes all threads on both sides. A study's runs go side by side, each in a process of one
+thread, as they do with `workers: 2` and `threads: 1`; the peer, which knows of no studies, is timed
+like that and one run at a time, and the faster counts.
 
 TRL 1.16 projects the answers' positions alone where it has Triton, that is on GPUs; on a CPU it
 projects every position. What it would take with its GPU's way is measured, too (`peer_compact`).
@@ -14,18 +11,13 @@ projects every position. What it would take with its GPU's way is measured, too 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
+import statistics
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
-from unittest import mock
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from bench.compare import (
@@ -34,172 +26,19 @@ from bench.compare import (
     keep,
     peak_memory,
     peak_memory_here,
-    plain_network,
     ratios,
     seconds,
     spread,
     take_turns,
 )
 from bench.roofline import Roof, fed, lower_work, ours_work, peer_work
-from lessonplan.data import load_questions, sample
+from bench.side_by_side import Crew
+from bench.tuning_arms import Ours, Peer, answer_rows, order_of, recipe_of
 from lessonplan.models.batch import collate
-from lessonplan.models.loading import load_tokenizer, resolve
-from lessonplan.models.lora import add_adapter, remove_adapter
-from lessonplan.models.rows import Row, question_texts, token_rows
-from lessonplan.training import Recipe
-from lessonplan.training.train import prepare
-from lessonplan.training.tune import TuningLog, tune
 
-MODEL = "smollm2-135m"
 TOP = 8  # of 30 layers
 STUDY = 12  # runs that share their lower layers
-SEED = 0
-WARM_UP = 2  # steps
 LIMIT = 1e-4  # nats, of a step's loss
-
-
-def recipe_of(layers: int | str, threads: int) -> Recipe:
-    adapter = {"rank": 16, "alpha": 64, "dropout": 0, "layers": layers}
-    return Recipe(loss="answer", weight="token", batch_size=8, threads=threads, adapter=adapter)
-
-
-def answer_rows(n: int, recipe: Recipe) -> list[Row]:
-    """Return the token rows of n questions, each followed by its right answer."""
-    questions = sample(load_questions("icd10cm", split="train"), n, SEED)
-    texts = question_texts(questions, "cloze", only_answer=True)
-    return token_rows(load_tokenizer(resolve(MODEL)), texts, max_tokens=recipe.max_tokens)
-
-
-# Ours
-
-
-@dataclass
-class Ours:
-    """A model with a fresh adapter, and the rows it is tuned on."""
-
-    recipe: Recipe
-    rows: list[Row]
-
-    def __post_init__(self) -> None:
-        self.model, self.engine, self.adapter = prepare(MODEL, self.recipe)
-        self.hidden: Any = None
-
-    def lower(self) -> None:
-        self.hidden = self.engine.lower(self.rows)
-
-    def run(self, order: NDArray[np.int64], seed: int = SEED) -> TuningLog:
-        return tune(
-            self.engine, self.adapter, self.rows, order, self.recipe, seed=seed, hidden=self.hidden
-        )
-
-
-# The peer
-
-
-class Peer:
-    """The same model under PEFT and TRL, all of it theirs. `run` makes a new trainer each time."""
-
-    def __init__(self, recipe: Recipe, rows: Sequence[Row]) -> None:
-        from datasets import Dataset
-        from peft import PeftModel
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
-        torch.set_num_threads(recipe.threads)
-        self.recipe = recipe
-        self.tokenizer = load_tokenizer(resolve(MODEL))
-        network = plain_network(MODEL)
-        shape = recipe.adapter
-        adapter = add_adapter(
-            network,
-            rank=shape.rank,
-            alpha=shape.alpha,
-            dropout=shape.dropout,
-            layers=None if shape.layers == "all" else shape.layers,
-        )
-        adapter.reset(SEED)
-        with tempfile.TemporaryDirectory() as folder:
-            adapter.save(Path(folder), MODEL)
-            remove_adapter(network, adapter)
-            self.network = PeftModel.from_pretrained(network, folder, is_trainable=True)
-        self.trained = [p for p in self.network.parameters() if p.requires_grad]
-        self.start = [p.detach().clone() for p in self.trained]
-        whole = [np.append(row.ids, row.target[-1]) for row in rows]
-        self.dataset = Dataset.from_dict(
-            {
-                "input_ids": whole,
-                "labels": [
-                    np.append(np.full(len(ids) - len(row.target), -100), row.target)
-                    for ids, row in zip(whole, rows, strict=True)
-                ],
-            }
-        )
-
-    def run(self, order: NDArray[np.int64], losses: list[NDArray[np.float64]]) -> float:
-        """Tune on rows in an order and return the seconds that the training loop took.
-
-        The mean loss of the questions in each step is appended to `losses`.
-        """
-        found: list[float] = []
-
-        def note(_module: Any, _inputs: Any, out: Any) -> None:
-            tokens = out.label_mask.sum(1)
-            found.append((-out.log_probs.detach().sum(1) / tokens).double().mean().item())
-
-        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-            for parameter, value in zip(self.trained, self.start, strict=True):
-                parameter.copy_(value)
-            trainer = self._trainer(self.dataset.select(order), folder)
-            handle = self.network.register_forward_hook(note)
-            with torch.enable_grad():
-                taken = seconds(trainer.train)
-        handle.remove()
-        losses.append(np.array(found))
-        return taken
-
-    def _trainer(self, dataset: Any, folder: str) -> Any:
-        from transformers import PrinterCallback
-        from trl import SFTConfig, SFTTrainer
-
-        recipe = self.recipe
-        config = SFTConfig(
-            output_dir=folder,
-            per_device_train_batch_size=recipe.batch_size,
-            num_train_epochs=1,
-            train_sampling_strategy="sequential",
-            learning_rate=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            lr_scheduler_type=recipe.schedule,
-            warmup_steps=0,
-            max_grad_norm=recipe.max_grad_norm,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
-            max_length=None,
-            packing=False,
-            dataset_kwargs={"skip_prepare_dataset": True},
-            dataloader_pin_memory=False,
-            logging_strategy="no",
-            save_strategy="no",
-            eval_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
-        trainer = SFTTrainer(
-            self.network, config, train_dataset=dataset, processing_class=self.tokenizer
-        )
-        trainer.remove_callback(PrinterCallback)
-        return trainer
-
-
-@contextlib.contextmanager
-def projecting_answers_alone() -> Iterator[None]:
-    """Let TRL project the labelled positions alone, as it does on GPUs."""
-    with mock.patch("trl.trainer.utils._use_triton", return_value=True):
-        yield
-
-
-# The comparison
 
 
 def compare(
@@ -208,21 +47,12 @@ def compare(
     """Return what a fine-tuning of some layers takes (one or two results) and its roofline."""
     recipe = recipe_of(layers, threads)
     rows = answer_rows(n, recipe)
-    order = np.random.default_rng(SEED).permutation(n)
+    order = order_of(0, n)
     ours, peer = Ours(recipe, rows), Peer(recipe, rows)
+    ours.warm_up(order)
+    peer.warm_up(order)
 
     losses: dict[str, list[NDArray[np.float64]]] = {"ours": [], "peer": [], "peer_compact": []}
-
-    def peer_compact(order: NDArray[np.int64], losses: list[NDArray[np.float64]]) -> float:
-        with projecting_answers_alone():
-            return peer.run(order, losses)
-
-    few = order[: WARM_UP * recipe.batch_size]
-    ours.lower()
-    ours.run(few)
-    peer.run(few, [])
-    peer_compact(few, [])
-
     steps = [order[first : first + recipe.batch_size] for first in range(0, n, recipe.batch_size)]
     batches = [collate([rows[i] for i in step]) for step in steps]
     roof = Roof(ours.model.network, round(fed(batches) / len(batches)), back=True)
@@ -231,20 +61,18 @@ def compare(
         "lower": lambda: seconds(ours.lower),
         "ours": lambda: keep(losses["ours"], lambda: ours.run(order).losses),
         "peer": lambda: peer.run(order, losses["peer"]),
-        "peer_compact": lambda: peer_compact(order, losses["peer_compact"]),
+        "peer_compact": lambda: peer.run(order, losses["peer_compact"], compact=True),
     }
+    study = None
     if layers == "all":
         del arms["lower"]
+    else:
+        study = Study(int(layers), n, threads)
+        arms |= study.arms
     taken = take_turns(arms, alternations)
+    if study is not None:
+        study.close()
 
-    off = {
-        arm: float(abs(np.array(losses["ours"]) - np.array(of_arm)).max())
-        for arm, of_arm in losses.items()
-    }
-    agreed = agreement(
-        f"mean loss of the questions in each of {len(steps)} steps (nats)", off["peer"], LIMIT
-    )
-    print(f"  losses differ by {off['peer']:.1e}", file=sys.stderr, flush=True)
     network, rank = ours.model.network, recipe.adapter.rank
     depth = len(network.base_model.layers)
     tuned = depth if layers == "all" else int(layers)
@@ -255,59 +83,98 @@ def compare(
     if layers != "all":
         work["lower"] = lower_work(network, rows, tuned=tuned)
     roofline = roof.figures(work, taken)
+    what = f"LoRA on {'all' if layers == 'all' else f'the top {layers} of'} {depth} layers"
     about = {
-        "what": f"LoRA on {'all' if layers == 'all' else f'the top {layers} of'} {depth} layers",
         "questions": n,
-        "agreement": agreed | {"largest_difference_peer_compact": off["peer_compact"]},
+        "agreement": agreed(len(steps), losses["ours"], losses["peer"], losses["peer_compact"]),
     }
-    if layers == "all":
-        return {"tune_all": about | against_peer(taken["ours"], taken)}, {"tune_all": roofline}
+    peers = {"peer": taken["peer"], "peer_compact": taken["peer_compact"]}
+    if study is None:
+        return {"tune_all": {"what": what, **about} | against(taken["ours"], **peers)}, {
+            "tune_all": roofline
+        }
 
     pairs = list(zip(taken["lower"], taken["ours"], strict=True))
-    single = [lower + run for lower, run in pairs]
-    study = [(lower + STUDY * run) / STUDY for lower, run in pairs]
-    shared = {
+    single = {
+        "what": f"{what}: one run, its lower layers included",
+        **about,
         "seconds_lower": spread(taken["lower"]),
         "seconds_run": spread(taken["ours"]),
+        **against([lower + run for lower, run in pairs], **peers),
     }
-    in_a_row = study_in_a_row(ours) if alternations > 1 else None
-    results = {
-        "tune_top_study": about
-        | {
-            "what": f"{about['what']}: a run in a study of {STUDY}",
-            "how": f"ours is (lower layers + {STUDY} runs) / {STUDY}; the peer repeats one run",
-            "seconds_a_run_measured_in_a_row": in_a_row,
+    in_study = {
+        "what": f"{what}: a run in a study of {STUDY}",
+        "how": f"a run's share of the wall time of a whole study, lower layers included, in "
+        f"{threads} processes of one thread; the peer the same way or one run at a time, "
+        "whichever is faster",
+        "questions": n,
+        "agreement": study.agreed(len(steps)),
+        **against(
+            taken["study"],
+            peer=faster(taken["peers"], taken["peer"]),
+            peer_compact=faster(taken["peers_compact"], taken["peer_compact"]),
+        ),
+        "peer_side_by_side": spread(taken["peers"]),
+        "one_at_a_time": against([(lower + STUDY * run) / STUDY for lower, run in pairs], **peers),
+    }
+    return {"tune_top_study": in_study, "tune_top_single": single}, {"tune_top": roofline}
+
+
+class Study:
+    """The arms in which runs go side by side, and the losses that they came to."""
+
+    def __init__(self, layers: int, n: int, processes: int) -> None:
+        self._ours = Crew("ours", layers, n, processes)
+        self._peer = Crew("peer", layers, n, processes)
+        self._losses: dict[str, list[NDArray[np.float64]]] = {
+            "study": [],
+            "peers": [],
+            "peers_compact": [],
         }
-        | shared
-        | against_peer(study, taken),
-        "tune_top_single": about
-        | {"what": f"{about['what']}: one run, its lower layers included"}
-        | shared
-        | against_peer(single, taken),
+        self.arms: dict[str, Callable[[], float]] = {
+            "study": lambda: self._ours.study(STUDY, self._losses["study"]),
+            "peers": lambda: self._peer.peers(self._losses["peers"]),
+            "peers_compact": lambda: self._peer.peers(self._losses["peers_compact"], compact=True),
+        }
+
+    def agreed(self, steps: int) -> dict[str, Any]:
+        """Return how far the losses are apart in the runs that both sides do."""
+        peers, compact = self._losses["peers"], self._losses["peers_compact"]
+        ours = [runs[: len(peers[0])] for runs in self._losses["study"]]
+        return agreed(steps, ours, peers, compact)
+
+    def close(self) -> None:
+        self._ours.close()
+        self._peer.close()
+
+
+def faster(*ways: Seconds) -> Seconds:
+    return min(ways, key=statistics.median)
+
+
+def agreed(steps: int, ours: Any, peer: Any, peer_compact: Any) -> dict[str, Any]:
+    """Return the largest difference of the losses ``[..., steps]`` of every turn."""
+
+    def apart(of_arm: Any) -> float:
+        return float(abs(np.array(ours) - np.array(of_arm)).max())
+
+    off = apart(peer)
+    print(f"  losses differ by {off:.1e}", file=sys.stderr, flush=True)
+    compared = f"mean loss of the questions in each of {steps} steps (nats)"
+    return agreement(compared, off, LIMIT) | {
+        "largest_difference_peer_compact": apart(peer_compact)
     }
-    return results, {"tune_top": roofline}
 
 
-def against_peer(ours: Seconds, taken: dict[str, Seconds]) -> dict[str, Any]:
+def against(ours: Seconds, *, peer: Seconds, peer_compact: Seconds) -> dict[str, Any]:
     return {
         "ours": spread(ours) | {"unit": "s"},
-        "peer": spread(taken["peer"]) | {"unit": "s", "name": "TRL SFTTrainer"},
-        "ratio": ratios(ours, taken["peer"]),
-        "peer_compact": spread(taken["peer_compact"])
+        "peer": spread(peer) | {"unit": "s", "name": "TRL SFTTrainer"},
+        "ratio": ratios(ours, peer),
+        "peer_compact": spread(peer_compact)
         | {"unit": "s", "name": "TRL SFTTrainer, made to project the answers alone"},
-        "ratio_compact": ratios(ours, taken["peer_compact"]),
+        "ratio_compact": ratios(ours, peer_compact),
     }
-
-
-def study_in_a_row(ours: Ours) -> float:
-    """Return the seconds a run of a study takes, measured as a whole: other seeds, other orders."""
-
-    def study() -> None:
-        ours.lower()
-        for seed in range(STUDY):
-            ours.run(np.random.default_rng(seed).permutation(len(ours.rows)), seed)
-
-    return seconds(study) / STUDY
 
 
 def measure(
@@ -320,16 +187,23 @@ def measure(
         if not any(asked.startswith(name) for asked in names):
             continue
         print(name, file=sys.stderr, flush=True)
-        arguments = ["--layers", str(layers), "--questions", str(n), "--threads", str(threads)]
-        memory = {
-            arm: peak_memory("bench.tuning", "--memory", arm, *arguments)
-            for arm in ("ours", "peer")
-        }
         found, roof = compare(layers, n, alternations, threads)
+        for title, result in found.items():
+            processes = threads if title == "tune_top_study" else 1
+            result["peak_memory_mib"] = {
+                arm: processes * peak(arm, layers, n, threads // processes)
+                for arm in ("ours", "peer")
+            }
         gc.collect()
-        results |= {name: result | {"peak_memory_mib": memory} for name, result in found.items()}
+        results |= found
         rooflines |= roof
     return results, rooflines
+
+
+def peak(arm: str, layers: int | str, n: int, threads: int) -> float:
+    """Return the peak memory in MiB of a process that does one run."""
+    given = {"--memory": arm, "--layers": layers, "--questions": n, "--threads": threads}
+    return peak_memory("bench.tuning", *(str(word) for pair in given.items() for word in pair))
 
 
 def memory(arm: str, layers: int | str, n: int, threads: int) -> float:

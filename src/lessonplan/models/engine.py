@@ -17,16 +17,13 @@ Where an architecture does not allow a shortcut, the engine takes the plain way 
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -39,12 +36,14 @@ from lessonplan.models.batch import (
     near_mask,
     tree_mask,
 )
+from lessonplan.models.hidden import Hidden, states_in_file
 from lessonplan.models.rows import Row, token_tree
 
 # Largest difference in a token's log-probability that counts as "the same" at load, by dtype. In
 # float32 the shortcuts differ from the plain pass by about 1e-6; a wrong mask differs by over 1e-2.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
 LOGITS = 2**23  # most at a time in scoring: 32 MiB in float32
+PARTS = 64  # most into which the lower layers' work is cut for processes that share it
 NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f")
 
 
@@ -59,22 +58,6 @@ SHORTCUTS = (
 
 class PlainWayWarning(UserWarning):
     """A shortcut does not hold for this model; results are right, but take longer."""
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """The output of the lower layers for a set of rows.
-
-    Attributes:
-        states: ``[sum of row lengths, H]``, row after row; in memory or memory-mapped.
-        starts: where each row begins, int64 ``[rows + 1]``.
-    """
-
-    states: Tensor
-    starts: NDArray[np.int64]
-
-    def row(self, index: int) -> Tensor:
-        return self.states[self.starts[index] : self.starts[index + 1]]
 
 
 class Engine:
@@ -206,26 +189,35 @@ class Engine:
 
         Args:
             rows: a set of rows; batches are formed by length over all of them.
-            file: where to keep the states, memory-mapped, so that processes share them and they
-                need not fit into memory. If it exists they are taken from it. None: in memory.
+            file: where to keep the states, memory-mapped, so that processes share them and the
+                work for them, and they need not fit into memory. If it exists they are taken from
+                it. None: in memory.
         """
         if self._lower is None or not rows:
             return None
         starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
         shape = (int(starts[-1]), int(self.network.config.get_text_config().hidden_size))
+        batches = list(batches_by_length(rows))
+        n_parts = 1 if file is None else min(PARTS, len(batches))
+
+        def compute(states: Tensor, part: int) -> None:
+            self._fill(states, starts, rows, batches[part::n_parts])
+
         if file is None:
             states = torch.empty(shape, dtype=self.network.dtype)
-            self._fill(states, starts, rows)
-            return Hidden(states, starts)
-        with FileLock(f"{file}.lock"):
-            if not file.exists():
-                scratch = file.with_suffix(".part")
-                self._fill(_mapped(scratch, shape, self.network.dtype, "w+"), starts, rows)
-                scratch.rename(file)
-        return Hidden(_mapped(file, shape, self.network.dtype, "c"), starts)
+            compute(states, 0)
+        else:
+            states = states_in_file(file, shape, self.network.dtype, n_parts, compute)
+        return Hidden(states, starts)
 
-    def _fill(self, states: Tensor, starts: NDArray[np.int64], rows: Sequence[Row]) -> None:
-        for chosen in batches_by_length(rows):
+    def _fill(
+        self,
+        states: Tensor,
+        starts: NDArray[np.int64],
+        rows: Sequence[Row],
+        batches: Sequence[Sequence[int]],
+    ) -> None:
+        for chosen in batches:
             some = [rows[i] for i in chosen]
             batch = self._collate(some)
             inputs = self._attention(batch) | {"input_ids": self._fed(batch, batch.ids)}
@@ -395,17 +387,6 @@ def _part(base: Any, first: int, last: int, identity_norm: str | None) -> Any:
     if identity_norm:
         setattr(part, identity_norm, nn.Identity())
     return part
-
-
-def _mapped(file: Path, shape: tuple[int, int], dtype: torch.dtype, mode: Any) -> Tensor:
-    size = shape[0] * shape[1] * dtype.itemsize
-    if mode == "w+" and hasattr(os, "posix_fallocate"):
-        # Where the disk is full, writing to a map of a sparse file would end the process.
-        with file.open("wb") as empty:
-            os.posix_fallocate(empty.fileno(), 0, size)
-        mode = "r+"
-    raw: Any = np.memmap(file, dtype=np.uint8, mode=mode, shape=(size,))
-    return torch.from_numpy(raw).view(dtype).view(shape)
 
 
 def _probe_rows(config: Any, longest: int) -> list[Row]:

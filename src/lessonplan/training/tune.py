@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lessonplan.errors import InputError
-from lessonplan.models.engine import Engine, Hidden
+from lessonplan.models.engine import Engine
+from lessonplan.models.hidden import Hidden
 from lessonplan.models.lora import Adapter
 from lessonplan.models.rows import Row
 from lessonplan.seeds import stream_seed
