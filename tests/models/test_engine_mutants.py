@@ -113,6 +113,19 @@ def test_a_broken_shortcut_is_found_at_load(network, rows, name: str, monkeypatc
     assert (sums(engine, rows) - expected).abs().max() <= ALLOWED
 
 
+def test_what_breaks_a_row_by_itself_is_found_at_load(network, rows, monkeypatch) -> None:
+    expected = plain(network, rows[:1])
+
+    def besides(batch: Batch) -> torch.Tensor:
+        step = 1 if len(batch.ids) == 1 else 0
+        return (batch.spots + step).clamp(max=len(batch.place) - 1)
+
+    monkeypatch.setattr(engines, "collate", changed(spots=besides))
+    with pytest.warns(PlainWayWarning):
+        engine = Engine(network)
+    assert (sums(engine, rows[:1]) - expected).abs().max() <= ALLOWED
+
+
 def test_merging_too_much_is_seen(network, rows, monkeypatch) -> None:
     """One token more than rows have in common: the others get the first row's."""
     expected = plain(network, rows)

@@ -21,6 +21,12 @@ def sourced_rows(n: int, first: int = 0) -> list[dict[str, Any]]:
     return [row | {"llm": i * 53 % 97 / 96} for i, row in rows]
 
 
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many cores the tests have must not decide what a study has to say."""
+    monkeypatch.setattr("lessonplan.study.run._cores", lambda: 1)
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with train.jsonl, test.jsonl and more.jsonl, which share no question."""

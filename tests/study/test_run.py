@@ -24,7 +24,7 @@ from lessonplan.progress import StudyProgress
 from lessonplan.study import Study, read_record, run_study
 from lessonplan.study import run as run_module
 from lessonplan.study.config import dump_study
-from lessonplan.study.plan import Plan
+from lessonplan.study.plan import Plan, make_plan
 from lessonplan.study.status import status_table
 from lessonplan.study.store import Folder, begin, claim, clear
 from lessonplan.study.work import ModelWork
@@ -558,6 +558,45 @@ def test_work_adds_up(make: Make, tmp_path: Path) -> None:
     run_study(make(seeds=1), tmp_path / "s", ears)
     assert ears.done == 4
     assert abs(ears.work) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "workers", "lacking", "said"),
+    [
+        (8, 1, 1, 100, "`workers: 8`"),
+        (8, 1, 1, 3, "`workers: 3`"),  # no more than there are runs
+        (8, 2, 1, 100, "`workers: 4`"),
+        (9, 4, 2, 100, None),
+        (2, 1, 2, 100, None),
+        (2, 2, 1, 100, None),
+        (2, 2, 2, 100, "2 workers of 2 threads each get in each other's way on 2 cores"),
+        (1, 2, 1, 100, None),  # nothing that fewer workers would help
+        (8, 1, 1, 0, None),
+    ],
+)
+def test_cores_that_stay_idle_or_are_wanted_twice(
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    cores: int,
+    threads: int,
+    workers: int,
+    lacking: int,
+    said: str | None,
+) -> None:
+    monkeypatch.setattr(run_module, "_cores", lambda: cores)
+    plan = make_plan(make(recipe={"threads": threads}))
+    notes = list(run_module._cores_used(plan, workers, lacking))
+    assert len(notes) == (said is not None)
+    assert said is None or said in notes[0]
+
+
+def test_a_study_says_that_cores_stay_idle(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "_cores", lambda: 3)
+    ears = Ears()
+    run_study(make(seeds=1, strategies=["random"]), tmp_path / "s", ears)
+    assert ["`workers: 2`" in note for note in ears.notes] == [True]
 
 
 def test_hidden_states_are_shared_and_removed(

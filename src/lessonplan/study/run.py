@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lessonplan.errors import InputError
+from lessonplan.errors import InputError, counted
 from lessonplan.study.changes import changes
 from lessonplan.study.config import Study
 from lessonplan.study.labelling import compute_here
@@ -82,6 +82,8 @@ def run_study(
             return plan
         with _shared_states(folder) as shared:
             workers = min(study.workers, len(lacking))
+            for note in _cores_used(plan, workers, len(lacking)):
+                watch.note(note)
             if workers > 1:
                 _in_processes(plan, lacking, folder, shared, watch, workers)
             else:
@@ -95,6 +97,34 @@ def _cluster(address: str | None, study: Study) -> AbstractContextManager[Cluste
     from lessonplan.study.on_ray import connected
 
     return connected(address, study)
+
+
+def _cores_used(plan: Plan, workers: int, lacking: int) -> Iterator[str]:
+    """Say where cores stay idle that could do runs, or where there are too few of them."""
+    recipes = [model.recipe for model in plan.models]
+    if not lacking or any(recipe.device != "cpu" for recipe in recipes):
+        return
+    threads = max(recipe.threads for recipe in recipes)
+    cores = _cores()
+    they = f"{counted(workers, 'worker')} of {counted(threads, 'thread')}"
+    if workers > 1 and workers * threads > cores:
+        yield (
+            f"{they} each get in each other's way on {counted(cores, 'core')}. Fewer are faster, "
+            "and give the same results."
+        )
+    could = min(cores // threads, lacking)
+    if could > workers:
+        yield (
+            f"There are {cores} cores, and {they} cannot use them all. `workers: {could}` would "
+            "take less time and give the same results; each holds the model in memory."
+        )
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextmanager
