@@ -44,7 +44,7 @@ class Crew:
     def study(self, runs: int, losses: list[Losses]) -> float:
         """Do a study by our engine, and return the seconds that each of its runs took.
 
-        The first process computes the lower layers, into a file that all of them read.
+        All processes compute the lower layers together, into a file that each of them reads.
         """
         with tempfile.TemporaryDirectory() as folder:
             file = str(Path(folder, "lower"))  # of this study alone: no other has this folder

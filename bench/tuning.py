@@ -32,7 +32,7 @@ from bench.compare import (
     take_turns,
 )
 from bench.roofline import Roof, fed, lower_work, ours_work, peer_work
-from bench.side_by_side import Crew
+from bench.side_by_side import Crew, Losses
 from bench.tuning_arms import Ours, Peer, answer_rows, order_of, recipe_of
 from lessonplan.models.batch import collate
 
@@ -102,20 +102,13 @@ def compare(
         "seconds_run": spread(taken["ours"]),
         **against([lower + run for lower, run in pairs], **peers),
     }
+    one_at_a_time = [(lower + STUDY * run) / STUDY for lower, run in pairs]
     in_study = {
         "what": f"{what}: a run in a study of {STUDY}",
-        "how": f"a run's share of the wall time of a whole study, lower layers included, in "
-        f"{threads} processes of one thread; the peer the same way or one run at a time, "
-        "whichever is faster",
         "questions": n,
         "agreement": study.agreed(len(steps)),
-        **against(
-            taken["study"],
-            peer=faster(taken["peers"], taken["peer"]),
-            peer_compact=faster(taken["peers_compact"], taken["peer_compact"]),
-        ),
-        "peer_side_by_side": spread(taken["peers"]),
-        "one_at_a_time": against([(lower + STUDY * run) / STUDY for lower, run in pairs], **peers),
+        **study.result(taken),
+        "one_at_a_time": against(one_at_a_time, **peers),
     }
     return {"tune_top_study": in_study, "tune_top_single": single}, {"tune_top": roofline}
 
@@ -126,7 +119,7 @@ class Study:
     def __init__(self, layers: int, n: int, processes: int) -> None:
         self._ours = Crew("ours", layers, n, processes)
         self._peer = Crew("peer", layers, n, processes)
-        self._losses: dict[str, list[NDArray[np.float64]]] = {
+        self._losses: dict[str, list[Losses]] = {
             "study": [],
             "peers": [],
             "peers_compact": [],
@@ -135,6 +128,19 @@ class Study:
             "study": lambda: self._ours.study(STUDY, self._losses["study"]),
             "peers": lambda: self._peer.peers(self._losses["peers"]),
             "peers_compact": lambda: self._peer.peers(self._losses["peers_compact"], compact=True),
+        }
+
+    def result(self, taken: dict[str, Seconds]) -> dict[str, Any]:
+        """Return what a run took, and by the peer side by side or one at a time."""
+        return {
+            "how": "ours: a run's share of a whole study's wall time, lower layers included, side "
+            "by side in processes of one thread; the peer: the faster of that and one at a time",
+            **against(
+                taken["study"],
+                peer=faster(taken["peers"], taken["peer"]),
+                peer_compact=faster(taken["peers_compact"], taken["peer_compact"]),
+            ),
+            "peer_side_by_side": spread(taken["peers"]),
         }
 
     def agreed(self, steps: int) -> dict[str, Any]:
