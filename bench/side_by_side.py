@@ -68,7 +68,6 @@ class Crew:
 # What the processes do
 
 _mine: Any = None  # this process's `Ours` or `Peer`
-_file = ""  # where the lower layers' output is that `_mine` reads
 
 
 def _start(arm: str, layers: int, n: int, ready: Any) -> None:
@@ -81,10 +80,7 @@ def _start(arm: str, layers: int, n: int, ready: Any) -> None:
 
 
 def _run_ours(file: str, run: int) -> NDArray[np.float64]:
-    global _file
-    if file != _file:
-        _mine.lower(Path(file))
-        _file = file
+    _mine.lower(Path(file))  # made by the first that ask, and read by all
     losses: NDArray[np.float64] = _mine.run(order_of(run, len(_mine.rows))).losses
     return losses
 
