@@ -1,4 +1,4 @@
-"""What tests of studies share: a watch that keeps what it is told, and a look at processes."""
+"""What tests of studies share: a watch that keeps what it is told, a look at what is left over."""
 
 from __future__ import annotations
 
@@ -68,3 +68,7 @@ def session_members(session: int) -> list[int]:
         if int(fields[3]) == session and fields[0] != "Z":
             found.append(int(stat.parent.name))
     return found
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return list(folder.rglob(".writing-*")) + list(folder.rglob(".holder"))

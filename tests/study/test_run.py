@@ -1,15 +1,11 @@
-"""Running a study: what is done, done again, and left alone; and what survives a kill."""
+"""Running a study: what is done, done again, and left alone."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,15 +16,11 @@ import pytest
 from filelock import FileLock
 
 from lessonplan.errors import InputError
-from lessonplan.progress import StudyProgress
 from lessonplan.study import Study, read_record, run_study
-from lessonplan.study import run as run_module
-from lessonplan.study.config import dump_study
-from lessonplan.study.plan import Plan, make_plan
+from lessonplan.study.plan import Plan
 from lessonplan.study.status import status_table
-from lessonplan.study.store import Folder, begin, claim, clear
 from lessonplan.study.work import ModelWork
-from tests.study.ears import Ears, session_members
+from tests.study.ears import Ears, leftovers
 
 Make = Callable[..., Study]
 Contents = Callable[[Path], dict[str, str]]
@@ -45,10 +37,6 @@ def times(folder: Path) -> dict[str, int]:
 
 def tuning_times(folder: Path) -> dict[str, int]:
     return {name: at for name, at in times(folder).items() if name.endswith("tuning.json")}
-
-
-def leftovers(folder: Path) -> list[Path]:
-    return list(folder.rglob(".writing-*")) + list(folder.rglob(".holder"))
 
 
 def test_what_lies_in_a_finished_folder(finished: Finished) -> None:
@@ -301,22 +289,20 @@ def test_a_failed_run_leaves_no_trace_in_the_next(
     assert contents(tmp_path / "s") == contents(finished[0])
 
 
-class FakeProcess:
-    def __init__(self, exitcode: int | None) -> None:
-        self.exitcode = exitcode
+def test_hidden_states_are_shared_and_removed(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    sound = ModelWork.do
 
+    def watched(self: ModelWork, run: Any) -> None:
+        sound(self, run)
+        sizes.append(len([p for p in self.shared.iterdir() if not p.name.endswith(".lock")]))
 
-@pytest.mark.parametrize(("codes", "said"), [((None, -9), "status -9"), ((0, 0), "status 0")])
-def test_a_worker_that_is_gone_is_noticed(codes: tuple[int | None, ...], said: str) -> None:
-    import queue
-
-    class Silence(queue.Queue):  # type: ignore[type-arg]
-        def get(self, *_: Any, **__: Any) -> Any:
-            raise queue.Empty
-
-    kind, text = run_module._next_news(Silence(), [FakeProcess(code) for code in codes])
-    assert kind == "lost"
-    assert said in text
+    monkeypatch.setattr(ModelWork, "do", watched)
+    run_study(make(seeds=1), tmp_path / "s")
+    assert sizes[-1] == sizes[1] == 5  # to train; to score and without question, for two sets
+    assert not leftovers(tmp_path / "s")
 
 
 # ---- Folders -------------------------------------------------------------------------------------
@@ -382,234 +368,3 @@ def threading_safe(call: Callable[[], object]) -> None:
     thread.join()
     if caught:
         raise caught[0]
-
-
-def test_what_a_killed_process_left_is_cleared_away(finished: Finished, tmp_path: Path) -> None:
-    folder = tmp_path / "s"
-    half = folder / "tunings" / ".writing-abc" / "evaluations"
-    half.mkdir(parents=True)
-    (half / ".writing-1-x.parquet").write_text("")
-    (folder / "tunings" / ".writing-abc" / ".writing-1-order.parquet").write_text("")
-    (folder / ".writing-1-hidden").mkdir()
-    (folder / ".writing-1-study.yaml").write_text("")
-    shutil.move(folder / "tunings", folder / ".writing-2-tunings")
-    claim(Folder(folder), "tiny study")
-    clear(Folder(folder))
-    begin(Folder(folder), finished[1])
-    assert not leftovers(folder)
-
-
-# ---- Kills ---------------------------------------------------------------------------------------
-
-MANY: dict[str, Any] = {
-    "strategies": ["random", "blocked", "interleaved", "curriculum", "blocked_curriculum"],
-    "seeds": 3,
-}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(
-    make: Make, contents: Contents, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("undisturbed") / "s"
-    run_study(make(**MANY), folder)
-    return contents(folder)
-
-
-def started(study: Study, folder: Path) -> subprocess.Popen[str]:
-    """Start a study by the command line, in a session of its own, as a terminal does."""
-    file = folder.with_suffix(".yaml")
-    file.write_text(dump_study(study))
-    return subprocess.Popen(
-        [sys.executable, "-m", "lessonplan", "study", str(file), "-o", str(folder)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for_tunings(folder: Path, number: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("tunings/*/tuning.json"))) < number:
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def no_orphans(session: int) -> bool:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        if not session_members(session):
-            return True
-        time.sleep(0.05)
-    return False
-
-
-needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-
-
-@needs_proc
-def test_kill_and_start_again(
-    make: Make, contents: Contents, undisturbed: dict[str, str], tmp_path: Path
-) -> None:
-    """Only the process that was started is killed; the workers must notice and end."""
-    folder = tmp_path / "s"
-    process = started(make(**MANY, workers=2), folder)
-    try:
-        wait_for_tunings(folder, 3, process)
-    finally:
-        process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert no_orphans(process.pid)
-    done = contents(folder)
-    assert done
-    assert len(done) < len(undisturbed)
-    ears = Ears()
-    run_study(make(**MANY), folder, ears)
-    assert 3 <= ears.began[1] < 16
-    assert contents(folder) == undisturbed
-    assert not leftovers(folder)
-
-
-@needs_proc
-def test_ctrl_c_and_start_again_with_two_workers(
-    make: Make, contents: Contents, undisturbed: dict[str, str], tmp_path: Path
-) -> None:
-    folder = tmp_path / "s"
-    study = make(**MANY, workers=2)
-    process = started(study, folder)
-    try:
-        wait_for_tunings(folder, 1, process)  # of 16: the others are still to come
-        # Workers must not print tracebacks of their own, whenever Ctrl-C comes.
-        workers = [p for p in session_members(process.pid) if ignores_ctrl_c(p)]
-        assert len(workers) >= 2
-        os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the workers, too
-        _, said = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "stopped; what was finished is kept" in said
-    assert "Traceback" not in said
-    assert no_orphans(process.pid)
-    ears = Ears()
-    run_study(study, folder, ears)
-    runs, done = ears.began
-    assert (runs, ears.done) == (16, 16 - done)
-    assert ears.trained == 48 * ears.done
-    assert contents(folder) == undisturbed  # as one worker made it
-    assert not leftovers(folder)
-
-
-def ignores_ctrl_c(process: int) -> bool:
-    status = Path(f"/proc/{process}/status").read_text()
-    blocked = next(line for line in status.splitlines() if line.startswith("SigBlk:"))
-    return bool(int(blocked.split()[1], 16) >> (signal.SIGINT - 1) & 1)
-
-
-# ---- Progress ------------------------------------------------------------------------------------
-
-
-def test_without_a_terminal_progress_is_lines(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
-        monkeypatch.delenv(name, raising=False)
-    with StudyProgress() as watch:
-        watch.begin(3, 1, 100.0)
-        watch.say("tiny, curriculum [difficulty=llm], seed 0")
-        watch.worked(50.0, trained=50)
-        watch.run_done()
-        watch.failed("tiny, blocked [/odd]: no memory")
-        watch.run_done()
-    said = capsys.readouterr().err
-    assert "\x1b" not in said
-    assert "\r" not in said
-    assert said.splitlines()[0] == "3 runs, 1 of them done"
-    assert "failed: tiny, blocked [/odd]: no memory" in said
-    assert said.splitlines()[-1].startswith("3/3 runs  ")
-    assert said.splitlines()[-1].endswith("questions/s")
-    assert watch.failures == ["tiny, blocked [/odd]: no memory"]
-
-
-def test_with_nothing_to_do_progress_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    with StudyProgress() as watch:
-        watch.begin(3, 3, 0.0)
-        watch.say("nothing")
-    assert capsys.readouterr().err == "all 3 runs are done\n"
-
-
-def test_on_a_terminal_names_are_shown_as_they_are(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "150")
-    with StudyProgress() as watch:
-        watch.begin(2, 0, 100.0)
-        watch.say("tiny, curriculum [difficulty=llm], seed 0 [/odd]")
-        watch.worked(50.0, trained=50)
-        watch.run_done()
-    assert "curriculum [difficulty=llm], seed 0 [/odd]" in capsys.readouterr().err
-
-
-def test_work_adds_up(make: Make, tmp_path: Path) -> None:
-    ears = Ears()
-    run_study(make(seeds=1), tmp_path / "s", ears)
-    assert ears.done == 4
-    assert abs(ears.work) < 1e-6
-
-
-@pytest.mark.parametrize(
-    ("cores", "threads", "workers", "lacking", "said"),
-    [
-        (8, 1, 1, 100, "`workers: 8`"),
-        (8, 1, 1, 3, "`workers: 3`"),  # no more than there are runs
-        (8, 2, 1, 100, "`workers: 4`"),
-        (9, 4, 2, 100, None),
-        (2, 1, 2, 100, None),
-        (2, 2, 1, 100, None),
-        (2, 2, 2, 100, "2 workers of 2 threads each get in each other's way on 2 cores"),
-        (1, 2, 1, 100, None),  # nothing that fewer workers would help
-        (8, 1, 1, 0, None),
-    ],
-)
-def test_cores_that_stay_idle_or_are_wanted_twice(
-    make: Make,
-    monkeypatch: pytest.MonkeyPatch,
-    cores: int,
-    threads: int,
-    workers: int,
-    lacking: int,
-    said: str | None,
-) -> None:
-    monkeypatch.setattr(run_module, "_cores", lambda: cores)
-    plan = make_plan(make(recipe={"threads": threads}))
-    notes = list(run_module._cores_used(plan, workers, lacking))
-    assert len(notes) == (said is not None)
-    assert said is None or said in notes[0]
-
-
-def test_a_study_says_that_cores_stay_idle(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run_module, "_cores", lambda: 3)
-    ears = Ears()
-    run_study(make(seeds=1, strategies=["random"]), tmp_path / "s", ears)
-    assert ["`workers: 2`" in note for note in ears.notes] == [True]
-
-
-def test_hidden_states_are_shared_and_removed(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes: list[int] = []
-    sound = ModelWork.do
-
-    def watched(self: ModelWork, run: Any) -> None:
-        sound(self, run)
-        sizes.append(len([p for p in self.shared.iterdir() if not p.name.endswith(".lock")]))
-
-    monkeypatch.setattr(ModelWork, "do", watched)
-    run_study(make(seeds=1), tmp_path / "s")
-    assert sizes[-1] == sizes[1] == 5  # to train; to score and without question, for two sets
-    assert not leftovers(tmp_path / "s")
