@@ -651,9 +651,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
         f"order {'q' * 300}.jsonl -s random -o out.jsonl",
         "q.jsonl: File name too long",
     ),
-    "a folder for a file": (
-        "order . -s random -o out.jsonl",
-        ". is a folder; a file (.jsonl, .json, .csv, .parquet,",
+    "a split of a file": (
+        "order q.jsonl -s random -o out.jsonl --split test",
+        "q.jsonl is one file and has no splits; leave out --split",
     ),
     "a setting without a name": (
         TRAIN + "--set =5",

@@ -66,7 +66,7 @@ def order(
 
     Of a file only the category and the difficulty that the strategy uses are read (and with
     --labels the id): columns of these names, or as --column says. --split, --answer-base and
-    --bad-rows are for questions that have a name or lie on the hub.
+    --bad-rows are for questions that have a name or lie on the hub, or in a folder as there.
     """
     from lessonplan.data import count_rows, write_ordered, write_table
     from lessonplan.data.streams import first_rows
@@ -86,9 +86,9 @@ def order(
     check_settings(strategy, **settings)
     check_out(out, data, *(labels or []), overwrite=overwrite)
     columns = read_columns_option(column) or {}
-    # A file is any table; a named data set is questions, with their own labels.
+    # A file is any table; a named data set or a folder is questions, with their own labels.
     questions = None
-    if not Path(data).exists():
+    if not Path(data).exists() or Path(data).is_dir():
         questions = questions_of(data, split, column, answer_base, bad_rows)
     elif split is not None:
         raise InputError(f"{data} is one file and has no splits; leave out --split.")

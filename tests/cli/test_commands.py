@@ -341,6 +341,25 @@ def test_order_of_the_bank(tmp_path: Path) -> None:
     assert said.status == 0
 
 
+def test_order_of_a_folder_as_on_the_hub(tmp_path: Path) -> None:
+    bank = tmp_path / "bank"
+    bank.mkdir()
+    for split, rows in (("train", question_rows(12)), ("test", question_rows(6, first=12))):
+        write_rows(bank / f"{split}.jsonl", rows)
+    out, plain = tmp_path / "o.jsonl", tmp_path / "plain.jsonl"
+    command = ("order", bank, "-s", "curriculum", "-o", out)
+    said = run(*command)
+    assert said.status == 2
+    assert "several splits. Say which one with split: train, test" in said.err
+    assert run(*command, "--split", "test").status == 0
+    assert run("order", bank / "test.jsonl", "-s", "curriculum", "-o", plain).status == 0
+    shown, alike = (
+        [json.loads(line)["id"] for line in file.read_text().splitlines()] for file in (out, plain)
+    )
+    assert shown == alike
+    assert len(shown) == 6
+
+
 # ---- Labels --------------------------------------------------------------------------------------
 
 

@@ -121,10 +121,11 @@ def _cores_used(plan: Plan, workers: int, lacking: int) -> Iterator[str]:
 
 
 def _cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many cores this process may use, by its affinity and a container's quota."""
+    import joblib
+
+    cores: int = joblib.cpu_count(only_physical_cores=True)
+    return cores
 
 
 @contextmanager
