@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from bench.compare import seconds
 from bench.tuning_arms import Ours, Peer, answer_rows, order_of, recipe_of
 
 Losses = list[NDArray[np.float64]]  # of each run
+LOCKSTEP = 3  # runs of ours that a process tunes step by step together
 
 
 class Crew:
@@ -48,11 +50,12 @@ class Crew:
         """
         with tempfile.TemporaryDirectory() as folder:
             file = str(Path(folder, "lower"))  # of this study alone: no other has this folder
-            found: Losses = []
+            groups = [range(runs)[first : first + LOCKSTEP] for first in range(0, runs, LOCKSTEP)]
+            found: list[Losses] = []
             taken = seconds(
-                lambda: found.extend(self._pool.map(_run_ours, [file] * runs, range(runs)))
+                lambda: found.extend(self._pool.map(_run_ours, [file] * len(groups), groups))
             )
-        losses.append(found)
+        losses.append([of_run for group in found for of_run in group])
         return taken / runs
 
     def peers(self, losses: list[Losses], *, compact: bool = False) -> float:
@@ -79,10 +82,10 @@ def _start(arm: str, layers: int, n: int, ready: Any) -> None:
     ready.wait()
 
 
-def _run_ours(file: str, run: int) -> NDArray[np.float64]:
+def _run_ours(file: str, runs: Sequence[int]) -> Losses:
     _mine.lower(Path(file))  # made by the first that ask, and read by all
-    losses: NDArray[np.float64] = _mine.run(order_of(run, len(_mine.rows))).losses
-    return losses
+    logs = _mine.run_in_lockstep([order_of(run, len(_mine.rows)) for run in runs])
+    return [log.losses for log in logs]
 
 
 def _run_peer(run: int, compact: bool) -> tuple[float, NDArray[np.float64]]:

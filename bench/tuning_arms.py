@@ -29,7 +29,7 @@ from lessonplan.models.lora import add_adapter, remove_adapter
 from lessonplan.models.rows import Row, question_texts, token_rows
 from lessonplan.training import Recipe
 from lessonplan.training.train import prepare
-from lessonplan.training.tune import TuningLog, tune
+from lessonplan.training.tune import TuningLog, tune_in_lockstep
 
 MODEL = "smollm2-135m"
 SEED = 0
@@ -65,6 +65,7 @@ class Ours:
 
     def __post_init__(self) -> None:
         self.model, self.engine, self.adapter = prepare(MODEL, self.recipe)
+        self.adapters = [self.adapter]
         self.hidden: Any = None
 
     def lower(self, file: Path | None = None) -> None:
@@ -75,8 +76,19 @@ class Ours:
         self.run(order[: WARM_UP * self.recipe.batch_size])
 
     def run(self, order: NDArray[np.int64]) -> TuningLog:
-        return tune(
-            self.engine, self.adapter, self.rows, order, self.recipe, seed=SEED, hidden=self.hidden
+        return self.run_in_lockstep([order])[0]
+
+    def run_in_lockstep(self, orders: Sequence[NDArray[np.int64]]) -> list[TuningLog]:
+        while len(self.adapters) < len(orders):
+            self.adapters.append(self.adapter.another())
+        return tune_in_lockstep(
+            self.engine,
+            self.adapters[: len(orders)],
+            self.rows,
+            orders,
+            self.recipe,
+            seeds=[SEED] * len(orders),
+            hidden=self.hidden,
         )
 
 

@@ -213,9 +213,9 @@ def test_exactly_the_given_order(tiny_llama: Path) -> None:
     seen: list[list[int]] = []
     inner = setup.engine.option_sums
 
-    def spy(rows, hidden=None):
+    def spy(rows, *rest):
         seen.append([next(i for i, row in enumerate(setup.rows) if row is r) for r in rows])
-        return inner(rows, hidden)
+        return inner(rows, *rest)
 
     setup.engine.option_sums = spy
     steps: list[int] = []
@@ -348,10 +348,10 @@ def poison(setup: Setup, at: int) -> None:
     inner = setup.engine.option_sums
     batches = 0
 
-    def poisoned(rows, hidden=None):
+    def poisoned(*given):
         nonlocal batches
         batches += 1
-        sums, tokens = inner(rows, hidden)
+        sums, tokens = inner(*given)
         return (sums * torch.nan if batches == at else sums), tokens
 
     setup.engine.option_sums = poisoned

@@ -57,10 +57,41 @@ def attend(
     if batch is None or mask is None:
         plain: Tensor = sdpa_attention_forward(module, query, key, value, mask, **settings)[0]
         return plain, None
+    outs = []
+    row = token = 0
+    # Batches that are joined attend each by itself, with the width and the bytes it has alone.
+    for part in batch.parts or (batch,):
+        tokens, (rows, width) = len(part.place), part.ids.shape
+        mine = slice(token, token + tokens)
+        outs.append(
+            _attend(
+                module,
+                *(x[:, :, mine] for x in (query, key, value)),
+                mask[row : row + rows, :, :width, :width],
+                part,
+                settings,
+            )
+        )
+        row, token = row + rows, token + tokens
+    return (outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)), None
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    batch: Batch,
+    settings: dict[str, Any],
+) -> Tensor:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
     shape = batch.ids.shape
     if query.device.type == "cpu" and shape[1] <= SHORT:
+        scaling = settings["scaling"]
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return _explicit(query, key, value, mask, batch.token, batch.place, scale), None
+        return _explicit(query, key, value, mask, batch.token, batch.place, scale)
 
     def apart(x: Tensor) -> Tensor:
         by_token = x[0].transpose(0, 1).index_select(0, batch.token)
@@ -70,7 +101,7 @@ def attend(
     out = sdpa_attention_forward(module, apart(query), apart(key), apart(value), mask, **settings)[
         0
     ]
-    return out.flatten(0, 1).index_select(0, batch.place)[None], None
+    return out.flatten(0, 1).index_select(0, batch.place)[None]
 
 
 class _Explicit(torch.autograd.Function):

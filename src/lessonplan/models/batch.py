@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from lessonplan.models.rows import Row
 
@@ -33,6 +33,7 @@ class Batch:
         target: int64 ``[R]`` the token scored.
         slot: int64 ``[R]`` question in the batch * K + option, where K is the most options.
         n_options: int64 ``[B]``.
+        parts: where it is several batches in one, these; see `joined`.
     """
 
     ids: Tensor
@@ -46,6 +47,7 @@ class Batch:
     target: Tensor
     slot: Tensor
     n_options: Tensor
+    parts: tuple[Batch, ...] = ()
 
 
 def collate(
@@ -87,6 +89,45 @@ def collate(
         np.array([row.n_options for row in rows]),
     )
     return Batch(*(torch.from_numpy(array).to(device) for array in arrays))
+
+
+def joined(parts: Sequence[Batch]) -> Batch:
+    """Return several batches as one, whose rows, tokens and spots stand one after the other.
+
+    What the rows of one batch share is not shared with those of another.
+    """
+    width = max(part.ids.shape[1] for part in parts)
+    options = max(int(part.n_options.max()) for part in parts)
+    rows = tokens = spots = 0
+    found: list[tuple[Tensor, ...]] = []
+    for part in parts:
+        own, own_options = part.ids.shape[1], int(part.n_options.max())
+        found.append(
+            (
+                _wider(part.ids, width),
+                _wider(part.positions, width),
+                _wider(part.end, width),
+                _moved(part.present, rows, own, width),
+                _moved(part.place, rows, own, width),
+                _wider(part.token.view(-1, own) + tokens, width).flatten(),
+                part.spots + tokens,
+                part.spot + spots,
+                part.target,
+                _moved(part.slot, rows, own_options, options),
+                part.n_options,
+            )
+        )
+        rows, tokens, spots = rows + len(part.ids), tokens + len(part.place), spots + len(part.spots)
+    return Batch(*(torch.cat(column) for column in zip(*found, strict=True)), parts=tuple(parts))
+
+
+def _wider(values: Tensor, width: int) -> Tensor:
+    return nn.functional.pad(values, (0, width - values.shape[1]))
+
+
+def _moved(places: Tensor, rows: int, width: int, now: int) -> Tensor:
+    """Return where places in rows of one width are after so many rows of another."""
+    return (places // width + rows) * now + places % width
 
 
 def common_beginning(rows: Sequence[Row]) -> int:

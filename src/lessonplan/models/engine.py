@@ -33,10 +33,12 @@ from lessonplan.models.batch import (
     batches_by_length,
     collate,
     collate_plain,
+    joined,
     near_mask,
     tree_mask,
 )
 from lessonplan.models.hidden import Hidden, states_in_file
+from lessonplan.models.lora import Lanes, LoraLinear
 from lessonplan.models.rows import Row, token_tree
 
 # Largest difference in a token's log-probability that counts as "the same" at load, by dtype. In
@@ -87,6 +89,8 @@ class Engine:
         self._narrow()
         self._lower: Any = None
         self._upper: Any = self.base
+        tuned = (m for m in network.modules() if isinstance(m, LoraLinear))
+        self._lanes = next((module.lanes for module in tuned), Lanes())
         self._verify(keep_below, _probe_rows(network.config.get_text_config(), longest))
 
     @property
@@ -94,18 +98,31 @@ class Engine:
         return int(self.network.config.num_hidden_layers)
 
     def token_logprobs(
-        self, rows: Sequence[Row], hidden: Sequence[Tensor] | None = None
+        self,
+        rows: Sequence[Row],
+        hidden: Sequence[Tensor] | None = None,
+        counts: Sequence[int] = (),
     ) -> tuple[Tensor, Batch]:
         """Return the log-probability of every scored token of a few rows.
 
         Args:
             rows: at least one.
             hidden: for each row the lower layers' output ``[T, H]``, from `lower`.
+            counts: while several adapters are in use, how many of the rows, one after the other,
+                each of them gets. Needs `packing`.
 
         Returns:
             float32 ``[R]`` and the batch that says whose tokens they are.
         """
-        batch = self._collate(rows)
+        batch = self._collate(rows, counts)
+        if batch.parts:
+            # A narrowed layer gets the spots alone.
+            tokens = [len(part.place) for part in batch.parts]
+            spots = [len(part.spots) for part in batch.parts]
+            self._lanes.sizes = {sum(tokens): tokens, sum(spots): spots}
+        return self._logprobs(batch, hidden), batch
+
+    def _logprobs(self, batch: Batch, hidden: Sequence[Tensor] | None) -> Tensor:
         spots = batch.spots if self.packing else batch.place[batch.spots]
         inputs = self._attention(batch)
         if hidden is None:
@@ -120,9 +137,9 @@ class Engine:
                 out = body(**inputs, use_cache=False).last_hidden_state
             finally:
                 self._read = None
-            return self._projected(out.flatten(0, 1)[spots], batch), batch
+            return self._projected(out.flatten(0, 1)[spots], batch)
         logits = self.network(**inputs, use_cache=False).logits.flatten(0, 1)[spots]
-        return _target_logprobs(logits.float(), batch.spot, batch.target), batch
+        return _target_logprobs(logits.float(), batch.spot, batch.target)
 
     def _projected(self, states: Tensor, batch: Batch) -> Tensor:
         """Return the targets' log-probabilities ``[R]``, given what is read ``[U, H]``."""
@@ -138,13 +155,17 @@ class Engine:
         return found
 
     def option_sums(
-        self, rows: Sequence[Row], hidden: Sequence[Tensor] | None = None
+        self,
+        rows: Sequence[Row],
+        hidden: Sequence[Tensor] | None = None,
+        counts: Sequence[int] = (),
     ) -> tuple[Tensor, Tensor]:
         """Return each option's log-likelihood and number of scored tokens, both ``[B, K]``.
 
-        Options that a question lacks have the sum 0 and 0 tokens.
+        Options that a question lacks have the sum 0 and 0 tokens. For the arguments see
+        `token_logprobs`.
         """
-        logprobs, batch = self.token_logprobs(rows, hidden)
+        logprobs, batch = self.token_logprobs(rows, hidden, counts)
         k = int(batch.n_options.max())
         sums = torch.zeros(len(rows) * k, device=self.device).index_add(0, batch.slot, logprobs)
         counts = torch.bincount(batch.slot, minlength=len(rows) * k)
@@ -228,10 +249,19 @@ class Engine:
             ):
                 states[starts[i] : starts[i + 1]] = of_row
 
-    def _collate(self, rows: Sequence[Row]) -> Batch:
+    def _collate(self, rows: Sequence[Row], counts: Sequence[int] = ()) -> Batch:
         if not self.sharing:
             return collate_plain(rows, self.device)
-        return collate(rows, self.device, merging=self.packing and self.merging)
+        merging = self.packing and self.merging
+        if len(counts) < 2:
+            return collate(rows, self.device, merging=merging)
+        ends = np.cumsum(counts)
+        return joined(
+            [
+                collate(rows[end - count : end], self.device, merging=merging)
+                for end, count in zip(ends, counts, strict=True)
+            ]
+        )
 
     def _fed(self, batch: Batch, values: Tensor) -> Tensor:
         """Return padded values ``[B, L]`` as the network gets them: packed, ``[1, T]``."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,21 @@ VARIANTS = (
 PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
+Factors = tuple[nn.Parameter, nn.Parameter]  # A and B
+
+
+@dataclass
+class Lanes:
+    """Whose the tokens are that the layers of a network get, while several adapters are in use.
+
+    Attributes:
+        sizes: by the number of tokens in a product, how many of them belong to each adapter, one
+            after the other. Empty while a single adapter is in use.
+    """
+
+    sizes: dict[int, list[int]] = field(default_factory=dict)
+
+
 class LoraLinear(nn.Module):
     """A frozen linear layer plus a trained low-rank update (Hu et al. 2021, arXiv 2106.09685).
 
@@ -42,63 +58,102 @@ class LoraLinear(nn.Module):
 
     Attributes:
         a: ``[rank, in]``; b: ``[out, rank]``; both float32.
+        used: A and B of the adapters in use: a and b, or those of several; see `use`.
+        lanes: shared by all layers of a network.
     """
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float) -> None:
+    def __init__(
+        self, base: nn.Linear, rank: int, alpha: float, dropout: float, lanes: Lanes | None = None
+    ) -> None:
         super().__init__()
         device = base.weight.device
         self.base = base
         self.scaling = alpha / rank
         self.dropout = dropout
+        self.lanes = Lanes() if lanes is None else lanes
         self.a = nn.Parameter(torch.zeros(rank, base.in_features, device=device))
         self.b = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+        self.used: list[Factors] = [(self.a, self.b)]
 
     def forward(self, x: Tensor) -> Tensor:
         dropping = self.dropout > 0 and self.training
         weight, bias = self.base.weight, self.base.bias
+        tokens = x.numel() // x.shape[-1]
+        sizes = [tokens] if len(self.used) == 1 else self.lanes.sizes[tokens]
         if type(self.base) is FrozenLinear and not dropping and in_float32_on_cpu(x, weight):
-            return low_rank(x, weight, bias, self.a, self.b, self.scaling)
+            factors = [factor for pair in self.used for factor in pair]
+            return low_rank(x, weight, bias, self.scaling, sizes, *factors)
         out: Tensor = self.base(x)
         seen = x.to(self.a.dtype)
         if dropping:
             seen = nn.functional.dropout(seen, self.dropout)
-        low = seen.reshape(-1, seen.shape[-1]) @ self.a.t()
-        flat = out.reshape(-1, out.shape[-1])
-        if flat.dtype == low.dtype:
+        parts = [
+            self._updated(*of_adapter)
+            for of_adapter in zip(
+                out.reshape(-1, out.shape[-1]).split(sizes),
+                seen.reshape(-1, seen.shape[-1]).split(sizes),
+                self.used,
+                strict=True,
+            )
+        ]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).view_as(out)
+
+    def _updated(self, out: Tensor, seen: Tensor, factors: Factors) -> Tensor:
+        a, b = factors
+        low = seen @ a.t()
+        if out.dtype == low.dtype:
             # One fused product and sum, in place of a product, a scaling and a sum.
-            return torch.addmm(flat, low, self.b.t(), alpha=self.scaling).view_as(out)
-        return (flat + (self.scaling * (low @ self.b.t())).to(flat.dtype)).view_as(out)
+            return torch.addmm(out, low, b.t(), alpha=self.scaling)
+        return out + (self.scaling * (low @ b.t())).to(out.dtype)
 
 
 class Adapter:
-    """All `LoraLinear` modules of a network, by the name of the layer that each wraps."""
+    """A and B for each of a network's `LoraLinear` modules.
 
-    def __init__(self, modules: Mapping[str, LoraLinear], config: dict[str, Any]) -> None:
+    Attributes:
+        modules: by the name of the layer that each wraps.
+        weights: this adapter's A and B, by the same names.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, LoraLinear],
+        config: dict[str, Any],
+        weights: Mapping[str, Factors] | None = None,
+    ) -> None:
         self.modules = dict(modules)
         self.config = config
+        own = {name: (module.a, module.b) for name, module in self.modules.items()}
+        self.weights = own if weights is None else dict(weights)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        return [p for module in self.modules.values() for p in (module.a, module.b)]
+        return [factor for pair in self.weights.values() for factor in pair]
+
+    def another(self) -> Adapter:
+        """Return an adapter of the same layers and shape with weights of its own, all zero."""
+        weights = {
+            name: (nn.Parameter(torch.zeros_like(a)), nn.Parameter(torch.zeros_like(b)))
+            for name, (a, b) in self.weights.items()
+        }
+        return Adapter(self.modules, self.config, weights)
 
     def reset(self, seed: int) -> None:
         """Draw fresh weights: A uniform as in PEFT (Kaiming with a = sqrt 5), B zero."""
         generator = torch.Generator().manual_seed(stream_seed(seed, "adapter"))
         with torch.no_grad():
-            for module in self.modules.values():
-                bound = 1 / math.sqrt(module.a.shape[1])
-                module.a.copy_(
-                    torch.empty(module.a.shape).uniform_(-bound, bound, generator=generator)
-                )
-                module.b.zero_()
+            for a, b in self.weights.values():
+                bound = 1 / math.sqrt(a.shape[1])
+                a.copy_(torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
+                b.zero_()
 
     def zero(self) -> None:
         """Make the network answer as if it had no adapter."""
         with torch.no_grad():
-            for module in self.modules.values():
+            for a, b in self.weights.values():
                 # A as well: after a failed tuning it may hold NaN, and 0 times NaN is NaN.
-                module.a.zero_()
-                module.b.zero_()
+                a.zero_()
+                b.zero_()
 
     def train(self, mode: bool) -> None:
         for module in self.modules.values():
@@ -119,9 +174,9 @@ class Adapter:
         written["target_modules"] = sorted(written["target_modules"])
         file.write_text(json.dumps(written, indent=2, sort_keys=True))
         state = {}
-        for name, module in self.modules.items():
-            state[f"base_model.model.{name}.lora_A.weight"] = module.a.detach().cpu().contiguous()
-            state[f"base_model.model.{name}.lora_B.weight"] = module.b.detach().cpu().contiguous()
+        for name, (a, b) in self.weights.items():
+            state[f"base_model.model.{name}.lora_A.weight"] = a.detach().cpu().contiguous()
+            state[f"base_model.model.{name}.lora_B.weight"] = b.detach().cpu().contiguous()
         save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
@@ -160,11 +215,18 @@ def add_adapter(
         config["layers_to_transform"] = list(range(first, len(decoder)))
         config["layers_pattern"] = "layers"
     modules = {}
+    lanes = Lanes()
     for name, linear in chosen.items():
         parent, leaf = name.rsplit(".", 1)
-        modules[name] = LoraLinear(linear, rank, alpha, dropout).eval()
+        modules[name] = LoraLinear(linear, rank, alpha, dropout, lanes).eval()
         setattr(network.get_submodule(parent), leaf, modules[name])
     return Adapter(modules, config)
+
+
+def use(adapters: Sequence[Adapter]) -> None:
+    """Have a network's layers use these adapters, each for its share of the tokens; see `Lanes`."""
+    for name, module in adapters[0].modules.items():
+        module.used = [adapter.weights[name] for adapter in adapters]
 
 
 def remove_adapter(network: Any, adapter: Adapter) -> None:
@@ -220,11 +282,11 @@ def load_weights(adapter: Adapter, folder: Path) -> None:
         raise InputError(f"The adapter in {folder} is for other layers than this model's.")
     with torch.no_grad():
         for name, (a, b) in weights.items():
-            module = adapter.modules[name]
-            if a.shape != module.a.shape or b.shape != module.b.shape:
+            own_a, own_b = adapter.weights[name]
+            if a.shape != own_a.shape or b.shape != own_b.shape:
                 raise InputError(f"The adapter in {folder} has another shape at {name}.")
-            module.a.copy_(a)
-            module.b.copy_(b)
+            own_a.copy_(a)
+            own_b.copy_(b)
 
 
 def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Tensor, Tensor]]]:

@@ -10,7 +10,7 @@ every time. `python -m bench.products` measures both.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -84,33 +84,58 @@ _frozen: Callable[[Tensor, Tensor, Tensor | None], Tensor] = _Frozen.apply
 
 
 class _LowRank(torch.autograd.Function):
-    """``W x + b + s B A x`` and gradients for x, A and B: five products a way, no other copy."""
+    """``W x + b + s B A x`` and gradients for x, A and B: five products a way, no other copy.
+
+    The tokens may belong to several adapters, so many to each: one product with W serves them all.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, s: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        scaling: float,
+        sizes: Sequence[int],
+        *factors: Tensor,
     ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        low = flat @ a.t()
-        ctx.save_for_backward(flat, weight, a, b, low)
-        ctx.scaling = s
-        return times(flat, weight, bias).addmm_(low, b.t(), alpha=s).view(*x.shape[:-1], -1)
+        out = times(flat, weight, bias)
+        lows = []
+        for i, (seen, given) in enumerate(zip(flat.split(sizes), out.split(sizes), strict=True)):
+            a, b = factors[2 * i : 2 * i + 2]
+            lows.append(seen @ a.t())
+            given.addmm_(lows[-1], b.t(), alpha=scaling)
+        ctx.save_for_backward(flat, weight, *factors, *lows)
+        ctx.scaling, ctx.sizes = scaling, sizes
+        return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, low = ctx.saved_tensors
+        x, weight, *others = ctx.saved_tensors
+        sizes = ctx.sizes
+        n = len(sizes)
+        factors, lows = others[: 2 * n], others[2 * n :]
         (gradient,) = gradients
         out = gradient.reshape(-1, gradient.shape[-1])
-        of_low = (out @ b).mul_(ctx.scaling)
-        of_x = None
-        if ctx.needs_input_grad[0]:
-            of_x = times_back(out, weight).addmm_(of_low, a).view(*gradient.shape[:-1], -1)
-        return of_x, None, None, of_low.t() @ x, (out.t() @ low).mul_(ctx.scaling), None
+        of_x = times_back(out, weight) if ctx.needs_input_grad[0] else None
+        of_seen = [None] * n if of_x is None else of_x.split(sizes)
+        of_factors = []
+        for i, (seen, given) in enumerate(zip(x.split(sizes), out.split(sizes), strict=True)):
+            a, b = factors[2 * i : 2 * i + 2]
+            of_low = (given @ b).mul_(ctx.scaling)
+            if of_seen[i] is not None:
+                of_seen[i].addmm_(of_low, a)
+            of_factors += [of_low.t() @ seen, (given.t() @ lows[i]).mul_(ctx.scaling)]
+        if of_x is not None:
+            of_x = of_x.view(*gradient.shape[:-1], -1)
+        return of_x, None, None, None, None, *of_factors
 
 
-low_rank: Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, float], Tensor] = _LowRank.apply
+low_rank: Callable[..., Tensor] = _LowRank.apply
 """Return ``x @ weight.T + bias + scaling * (x @ a.T) @ b.T``; see `in_float32_on_cpu`.
 
-The arguments are x ``[..., in]``; weight ``[out, in]``, frozen; bias; a ``[rank, in]``; b
-``[out, rank]``; scaling.
+The arguments are x ``[..., in]``; weight ``[out, in]``, frozen; bias; scaling; how many of the
+tokens, one after the other, belong to each adapter; and each adapter's a ``[rank, in]`` and b
+``[out, rank]``.
 """

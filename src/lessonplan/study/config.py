@@ -28,6 +28,7 @@ from lessonplan.training.recipe import (
     Recipe,
     Scoring,
     Seed,
+    against_lockstep,
     Strict,
     paper_recipe,
 )
@@ -239,6 +240,8 @@ class Study(Strict):
         allow_overlap: train on questions that also stand in an evaluation set.
         workers: processes that do runs side by side. Two of one thread each do more than one of
             two threads; each holds its own copy of the model. No result depends on it.
+        lockstep: runs that a worker tunes step by step together. Each sees its own batches alone;
+            the products with the model's weights, which they share, are faster for more tokens.
         resources: what each run takes of a Ray cluster, which does as many runs side by side as
             it has room for.
     """
@@ -261,6 +264,7 @@ class Study(Strict):
     keep_adapters: Literal["all", "final", "none"] = "final"
     allow_overlap: bool = False
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    lockstep: Annotated[int, Field(ge=1, le=64)] = 1
     resources: ResourceSpec = ResourceSpec()
 
     @model_validator(mode="before")
@@ -330,6 +334,8 @@ class Study(Strict):
                 raise _inside(("models", i, "recipe"), error) from None
             if recipe.loss == "choice" and self.scoring.score == "unconditional":
                 raise ValueError("recipe.loss: choice cannot use scoring.score: unconditional")
+            if self.lockstep > 1 and (problem := against_lockstep(recipe)):
+                raise ValueError(f"lockstep: {problem}; leave it out")
         return self
 
 

@@ -21,7 +21,7 @@ from lessonplan.study.labelling import compute_here
 from lessonplan.study.plan import Plan, Run, make_plan
 from lessonplan.study.store import Folder, begin, check_runs, claim, clear, locked, remove_broken
 from lessonplan.study.watch import Watch
-from lessonplan.study.work import ModelWork, cost, missing
+from lessonplan.study.work import ModelWork, cost, lockstep_groups, missing
 
 if TYPE_CHECKING:
     from lessonplan.study.on_ray import Cluster
@@ -78,6 +78,8 @@ def run_study(
         work = sum(cost(folder, run) for run in lacking)
         watch.begin(len(runs), len(runs) - len(lacking), work)
         if cluster:
+            if study.lockstep > 1:
+                watch.note("A worker on Ray tunes one run at a time; lockstep has no effect there.")
             cluster.do_runs(plan, lacking, folder, watch)
             return plan
         with _shared_states(folder) as shared:
@@ -87,7 +89,8 @@ def run_study(
             if workers > 1:
                 _in_processes(plan, lacking, folder, shared, watch, workers)
             else:
-                _in_this_process(plan, (run.id for run in lacking), folder, shared, watch)
+                groups = lockstep_groups(folder, plan, lacking, 1)
+                _in_this_process(plan, map(_ids, groups), folder, shared, watch)
         return plan
 
 
@@ -139,28 +142,33 @@ def _shared_states(folder: Folder) -> Iterator[Path]:
         shutil.rmtree(shared, ignore_errors=True)
 
 
+def _ids(runs: Sequence[Run]) -> list[str]:
+    return [run.id for run in runs]
+
+
 def _in_this_process(
-    plan: Plan, run_ids: Iterator[str], folder: Folder, shared: Path, watch: Watch
+    plan: Plan, groups: Iterator[list[str]], folder: Folder, shared: Path, watch: Watch
 ) -> None:
-    """Do runs one after the other; a model stays in memory as long as runs ask for it."""
+    """Do groups of runs one after the other; a model stays in memory while runs ask for it."""
     places = {run.id: (model, run) for model in plan.models for run in model.runs}
     work: ModelWork | None = None
-    for run_id in run_ids:
-        model, run = places[run_id]
+    for group in groups:
+        model, _ = places[group[0]]
         if work is None or work.model is not model:
             work = None  # before the next model comes into memory
             work = ModelWork(plan, model, folder, shared, watch)
-        work.do(run)
+        work.do_in_lockstep([places[run_id][1] for run_id in group])
 
 
 def _in_processes(
     plan: Plan, lacking: Sequence[Run], folder: Folder, shared: Path, watch: Watch, workers: int
 ) -> None:
-    """Do runs side by side. Each worker takes the next run when it has finished one."""
+    """Do runs side by side. Each worker takes the next group when it has finished one."""
     context = multiprocessing.get_context("spawn")
     tasks: Any = context.Queue()
     news: Any = context.Queue()
-    for item in [*(run.id for run in lacking), *([None] * workers)]:
+    groups = lockstep_groups(folder, plan, lacking, workers)
+    for item in [*map(_ids, groups), *([None] * workers)]:
         tasks.put(item)
     processes = [
         context.Process(target=_worker, args=(plan, folder, shared, tasks, news), daemon=True)
@@ -220,6 +228,9 @@ class _Teller(Watch):
 
     def __init__(self, news: Any) -> None:
         self._news = news
+
+    def note(self, text: str) -> None:
+        self._news.put(("note", text))
 
     def say(self, text: str) -> None:
         self._news.put(("say", text))

@@ -6,7 +6,10 @@ import json
 import platform
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +31,7 @@ from lessonplan.study.watch import Watch
 from lessonplan.training.schedule import received
 
 if TYPE_CHECKING:
+    from lessonplan.models.lora import Adapter
     from lessonplan.training.tune import TuningLog
 
 LIBRARIES = ("lessonplan", "torch", "transformers", "peft", "numpy", "datasets", "pyarrow")
@@ -71,6 +75,45 @@ def _adapter(folder: Folder, run: Run, seen: int) -> Path:
     return folder.tuning(run.id) / name
 
 
+def lockstep_groups(
+    folder: Folder, plan: Plan, lacking: Sequence[Run], workers: int
+) -> list[list[Run]]:
+    """Return the runs to do, those together that a worker tunes in lock-step.
+
+    They have the model, the questions, the number of steps and the checkpoints in common. Groups
+    are as even as they can be, so that workers end at about the same time.
+    """
+    alike: dict[Any, list[Run]] = {}
+    for run in lacking:
+        key: Any = run.id
+        if run.order is not None and not folder.has_tuning(run.id):
+            seen = {c for e in run.evaluations for c in e.checkpoints}
+            key = (run.model, run.training, len(run.order), frozenset(seen))
+        alike.setdefault(key, []).append(run)
+    groups = []
+    for runs in alike.values():
+        rounds = -(-len(runs) // (workers * plan.study.lockstep))
+        n = min(len(runs), rounds * workers)
+        groups += [runs[k * len(runs) // n : (k + 1) * len(runs) // n] for k in range(n)]
+    return groups
+
+
+@dataclass
+class _UnderWay:
+    """A run that is being tuned.
+
+    Attributes:
+        scratch: the folder that becomes its own when it is whole.
+        tables: by evaluation, what was scored so far.
+    """
+
+    run: Run
+    adapter: Adapter
+    scratch: Path
+    scoring_seconds: float = 0.0
+    tables: dict[str, list[pa.Table]] = field(default_factory=lambda: defaultdict(list))
+
+
 class ModelWork:
     """One model in memory with its adapter and the hidden states that all its runs share.
 
@@ -87,6 +130,8 @@ class ModelWork:
         self.shared, self.watch = shared, watch
         self.engine: Any = None
         self.adapter: Any = None
+        self._adapters: list[Any] = []  # as many as were tuned in lock-step
+        self._told = 0.0
         self._hidden: dict[str, Any] = {}
         self._problem = model.problem
 
@@ -101,6 +146,7 @@ class ModelWork:
             self.model.recipe,
             trust_remote_code=self.model.spec.trust_remote_code,
         )
+        self._adapters = [self.adapter]
 
     def do(self, run: Run) -> None:
         """Do what one run lacks. If it fails, write down why; the others can go on.
@@ -115,7 +161,7 @@ class ModelWork:
             if self.folder.has_tuning(run.id):
                 self._evaluate_again(run)
             else:
-                self._tune_and_evaluate(run)
+                self._tune_and_evaluate([run])
         except FAILURES as error:
             kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
             if self.engine is None:
@@ -124,89 +170,92 @@ class ModelWork:
             write_failure(self.folder, run, text)
             self.watch.failed(text)
         else:
-            self.folder.failure(run.id).unlink(missing_ok=True)
-            self.watch.run_done()
+            self._done(run)
 
-    def _tune_and_evaluate(self, run: Run) -> None:
+    def do_in_lockstep(self, runs: Sequence[Run]) -> None:
+        """Do runs that `lockstep_groups` puts together; where that fails, one after the other.
+
+        Raises:
+            OSError: see `do`.
+        """
+        self._told = 0.0
+        try:
+            if self.engine is None:
+                self._load()
+            if len(runs) > 1 and self.engine.packing:
+                self.watch.say(f"{runs[0].title}, in lock-step with {len(runs) - 1} more")
+                self._tune_and_evaluate(runs)
+                for run in runs:
+                    self._done(run)
+                return
+        except FAILURES as error:
+            # Which of them it is, and why, is written down when each is done by itself.
+            if self.engine is not None:
+                self.watch.worked(-self._told)
+                self.watch.note(f"{runs[0].title} and the runs beside it go one by one: {error}")
+        for run in runs:
+            self.do(run)
+
+    def _done(self, run: Run) -> None:
+        self.folder.failure(run.id).unlink(missing_ok=True)
+        self.watch.run_done()
+
+    def _worked(self, work: float, trained: int = 0) -> None:
+        self._told += work
+        self.watch.worked(work, trained=trained)
+
+    def _tune_and_evaluate(self, runs: Sequence[Run]) -> None:
         started = time.perf_counter()
-        tables: dict[str, list[pa.Table]] = {e.id: [] for e in run.evaluations}
-        spent: dict[str, float] = {"scoring": 0.0}
-        recipe = self.model.recipe
-        with new_folder(self.folder.tuning(run.id)) as scratch:
+        while len(self._adapters) < len(runs):
+            self._adapters.append(self.adapter.another())
+        with ExitStack() as stack:
+            under_way = [
+                _UnderWay(run, adapter, stack.enter_context(new_folder(self.folder.tuning(run.id))))
+                for run, adapter in zip(runs, self._adapters, strict=False)
+            ]
+            logs = self._tune(under_way)
+            scoring = sum(one.scoring_seconds for one in under_way)
+            tuning = (time.perf_counter() - started - scoring) / len(under_way)
+            for one, log in zip(under_way, logs, strict=True):
+                self._write(one, log, tuning + one.scoring_seconds)
 
-            def score(seen: int) -> None:
-                at = time.perf_counter()
-                for evaluation in run.evaluations:
-                    if seen in evaluation.checkpoints:
-                        tables[evaluation.id].append(self._score(evaluation, seen))
-                spent["scoring"] += time.perf_counter() - at
+    def _tune(self, under_way: Sequence[_UnderWay]) -> Sequence[TuningLog | None]:
+        """Tune runs on the same questions, and score each at its checkpoints and at its end."""
+        from lessonplan.training.tune import tune_in_lockstep
 
-            log: dict[str, Any] = {}
-            if run.order is None:
-                self.adapter.zero()
-                score(0)
-            else:
-                data = self.model.rows[run.training]
-                keep_all = self.plan.study.keep_adapters == "all"
-                told = 0
+        (run, *_), recipe = [one.run for one in under_way], self.model.recipe
+        if run.order is None:
+            self.adapter.zero()
+            self._score_at(under_way[0], 0)
+            return [None]
+        told = 0
 
-                def step(seen: int) -> None:
-                    nonlocal told
-                    self.watch.worked(seen - told, trained=seen - told)
-                    told = seen
+        def step(seen: int) -> None:
+            nonlocal told
+            trained = len(under_way) * (seen - told)
+            self._worked(trained, trained=trained)
+            told = seen
 
-                def checkpoint(seen: int) -> None:
-                    score(seen)
-                    if keep_all and run.order is not None and seen < len(run.order):
-                        self.adapter.save(scratch / f"adapter-{seen}", self.model.spec.model)
+        if recipe.trainer == "trl":
+            log = self._tune_with_trl(run, under_way[0].scratch / "trl", step)
+            self._score_at(under_way[0], len(run.order))
+            return [log]
+        keep_all = self.plan.study.keep_adapters == "all"
 
-                if recipe.trainer == "trl":
-                    result = self._tune_with_trl(run, scratch / "trl", step)
-                    score(len(run.order))
-                else:
-                    result = self._tune(run, checkpoint, step)
-                log = {
-                    "losses": [float(f"{x:.6g}") for x in result.losses],
-                    "learning_rates": [float(f"{x:.6g}") for x in result.learning_rates],
-                }
-                if self.plan.study.keep_adapters != "none":
-                    self.adapter.save(scratch / "adapter", self.model.spec.model)
-                ids = data.questions.questions["id"][:]
-                write_table(
-                    scratch / "order.parquet",
-                    pa.table(
-                        {
-                            "id": [ids[i] for i in run.order],
-                            "learning_rate": received(recipe, len(run.order)),
-                        }
-                    ),
-                )
-            for evaluation in run.evaluations:
-                write_table(
-                    scratch / "evaluations" / f"{evaluation.id}.parquet",
-                    _joined(tables[evaluation.id]),
-                )
-            seconds = time.perf_counter() - started
-            write_text(
-                scratch / TUNING,
-                json.dumps(self._record(run, log, seconds, spent["scoring"]), indent=1),
-            )
-            write_sums(scratch)
+        def checkpoint(k: int, seen: int) -> None:
+            one = under_way[k]
+            self._score_at(one, seen)
+            if keep_all and one.run.order is not None and seen < len(one.run.order):
+                one.adapter.save(one.scratch / f"adapter-{seen}", self.model.spec.model)
 
-    def _tune(
-        self, run: Run, checkpoint: Callable[[int], None], step: Callable[[int], None]
-    ) -> TuningLog:
-        from lessonplan.training.tune import tune
-
-        assert run.order is not None
         data = self.model.rows[run.training]
-        return tune(
+        return tune_in_lockstep(
             self.engine,
-            self.adapter,
+            [one.adapter for one in under_way],
             data.train,
-            run.order,
-            self.model.recipe,
-            seed=run.training_seed,
+            [one.run.order for one in under_way if one.run.order is not None],
+            recipe,
+            seeds=[one.run.training_seed for one in under_way],
             hidden=self._lower(data.train),
             answers=np.asarray(data.questions.questions["answer"][:], dtype=np.int64),
             score=primary(self.plan.study.scoring),
@@ -214,6 +263,42 @@ class ModelWork:
             on_checkpoint=checkpoint,
             on_step=step,
         )
+
+    def _score_at(self, one: _UnderWay, seen: int) -> None:
+        at = time.perf_counter()
+        for evaluation in one.run.evaluations:
+            if seen in evaluation.checkpoints:
+                one.tables[evaluation.id].append(self._score(evaluation, seen))
+        one.scoring_seconds += time.perf_counter() - at
+
+    def _write(self, one: _UnderWay, log: TuningLog | None, seconds: float) -> None:
+        run, scratch = one.run, one.scratch
+        told: dict[str, Any] = {}
+        if run.order is not None and log is not None:
+            told = {
+                "losses": [float(f"{x:.6g}") for x in log.losses],
+                "learning_rates": [float(f"{x:.6g}") for x in log.learning_rates],
+            }
+            if self.plan.study.keep_adapters != "none":
+                one.adapter.save(scratch / "adapter", self.model.spec.model)
+            ids = self.model.rows[run.training].questions.questions["id"][:]
+            write_table(
+                scratch / "order.parquet",
+                pa.table(
+                    {
+                        "id": [ids[i] for i in run.order],
+                        "learning_rate": received(self.model.recipe, len(run.order)),
+                    }
+                ),
+            )
+        for evaluation in run.evaluations:
+            write_table(
+                scratch / "evaluations" / f"{evaluation.id}.parquet",
+                _joined(one.tables[evaluation.id]),
+            )
+        record = self._record(run, told, seconds, one.scoring_seconds)
+        write_text(scratch / TUNING, json.dumps(record, indent=1))
+        write_sums(scratch)
 
     def _tune_with_trl(self, run: Run, scratch: Path, step: Callable[[int], None]) -> TuningLog:
         """Tune through TRL and take its adapter over. There is no scoring along the way."""
@@ -291,7 +376,7 @@ class ModelWork:
                 f"After {seen} questions the log-likelihoods of {evaluation.of} are no finite "
                 "numbers. A lower learning_rate usually helps."
             )
-        self.watch.worked(SCORING_COST * len(table))
+        self._worked(SCORING_COST * len(table))
         return table
 
     def _record(

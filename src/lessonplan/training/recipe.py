@@ -165,6 +165,15 @@ class Recipe(Strict):
         return self.batch_size * self.accumulation
 
 
+def against_lockstep(recipe: Recipe) -> str:
+    """Return why a recipe's runs cannot be tuned in lock-step, or ""."""
+    if recipe.trainer == "trl":
+        return "runs go in lock-step with trainer: lessonplan, not with trl"
+    if recipe.adapter.dropout > 0:
+        return "runs go in lock-step without dropout alone, of which each draws its own"
+    return ""
+
+
 def paper_recipe(models: Sequence[str], settings: dict[str, Any]) -> dict[str, Any]:
     """Return the paper's settings that all of its models share, with some changed.
 

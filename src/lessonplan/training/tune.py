@@ -17,10 +17,10 @@ from torch import Tensor
 from lessonplan.errors import InputError
 from lessonplan.models.engine import Engine
 from lessonplan.models.hidden import Hidden
-from lessonplan.models.lora import Adapter
+from lessonplan.models.lora import Adapter, use
 from lessonplan.models.rows import Row
 from lessonplan.seeds import stream_seed
-from lessonplan.training.recipe import Recipe, Score
+from lessonplan.training.recipe import Recipe, Score, against_lockstep
 from lessonplan.training.schedule import learning_rates, steps_of
 
 
@@ -79,6 +79,61 @@ def tune(
         TuningError: the loss is not finite; names the step.
         InputError: "choice" without answers, or by a score that training cannot use.
     """
+
+    def at_checkpoint(_: int, seen: int) -> None:
+        if on_checkpoint is not None:
+            on_checkpoint(seen)
+
+    (log,) = tune_in_lockstep(
+        engine,
+        [adapter],
+        rows,
+        [order],
+        recipe,
+        seeds=[seed],
+        hidden=hidden,
+        answers=answers,
+        score=score,
+        checkpoints=checkpoints,
+        on_checkpoint=at_checkpoint,
+        on_step=on_step,
+    )
+    return log
+
+
+def tune_in_lockstep(
+    engine: Engine,
+    adapters: Sequence[Adapter],
+    rows: Sequence[Row],
+    orders: Sequence[NDArray[np.int64]],
+    recipe: Recipe,
+    *,
+    seeds: Sequence[int],
+    hidden: Hidden | None = None,
+    answers: NDArray[np.int64] | None = None,
+    score: Score = "per_token",
+    checkpoints: Sequence[int] = (),
+    on_checkpoint: Callable[[int, int], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> list[TuningLog]:
+    """Fine-tune several adapters, each on its own order of the same rows, step by step together.
+
+    Each adapter sees its own batches alone, as if it were tuned by itself; what is shared are the
+    products with the network's frozen weights, which are faster for more tokens at a time.
+
+    Args:
+        adapters: of the same network and shape; see `Adapter.another`. The first is in use after it.
+        orders: for each adapter int64 ``[exposures]``, row numbers; all of the same length.
+        seeds: for each adapter.
+        on_checkpoint: called for each adapter with its place in `adapters` and the number of
+            questions seen so far, while that adapter alone is in use.
+
+    The other arguments are those of `tune`.
+
+    Raises:
+        TuningError: the loss of one of them is not finite; names the step.
+        InputError: see `tune`, and `against_lockstep`.
+    """
     if recipe.loss == "choice" and answers is None:
         raise InputError("loss: choice needs the index of each right option.")
     if recipe.loss == "choice" and score == "unconditional":
@@ -86,37 +141,49 @@ def tune(
             "loss: choice cannot use score: unconditional, which needs a second pass for every "
             "option; take per_token, per_byte or sum."
         )
-    total = len(order)
+    if len(adapters) > 1 and (problem := against_lockstep(recipe)):
+        raise InputError(problem)
+    total = len(orders[0])
     rates = learning_rates(recipe, steps_of(recipe, total))
-    losses = np.zeros(len(rates))
+    losses = np.zeros((len(adapters), len(rates)))
     pending = sorted({int(c) for c in checkpoints})
-    adapter.reset(seed)
-    optimizer = _optimizer(recipe, adapter)
+    for adapter, seed in zip(adapters, seeds, strict=True):
+        adapter.reset(seed)
+    parameters = [p for adapter in adapters for p in adapter.parameters]
+    optimizer = _optimizer(recipe, parameters)
     optimizer.zero_grad(set_to_none=True)  # a tuning that failed may have left some behind
-    with _training(engine, adapter, recipe), _dropout_stream(stream_seed(seed, "dropout")):
+    with (
+        _training(engine, adapters, recipe),
+        _dropout_stream(stream_seed(seeds[0], "dropout")),
+    ):
         for step, start in enumerate(range(0, total, recipe.step_size)):
-            chosen = order[start : start + recipe.step_size]
-            weights = _weights(recipe, [rows[i] for i in chosen])
-            for first in range(0, len(chosen), recipe.batch_size):
+            chosen = [order[start : start + recipe.step_size] for order in orders]
+            weights = [_weights(recipe, [rows[i] for i in of_one]) for of_one in chosen]
+            size = len(chosen[0])
+            for first in range(0, size, recipe.batch_size):
                 part = slice(first, first + recipe.batch_size)
-                indices = chosen[part]
+                indices = np.concatenate([of_one[part] for of_one in chosen])
                 loss = question_losses(
                     engine,
                     [rows[i] for i in indices],
                     None if hidden is None else [hidden.row(i) for i in indices],
                     None if answers is None or recipe.loss == "answer" else answers[indices],
                     score,
-                )
-                weighted = (loss * weights[part].to(loss.device)).sum()
-                torch.autograd.backward(weighted)
-                losses[step] += loss.detach().double().sum().item() / len(chosen)
-            if not np.isfinite(losses[step]):
-                raise TuningError(
-                    f"The loss became {losses[step]} at step {step + 1} of {len(rates)} (question "
-                    f"{start + 1} of {total}). A lower learning_rate usually helps."
-                )
+                    [len(of_one[part]) for of_one in chosen],
+                ).view(len(adapters), -1)
+                weight = torch.stack([of_one[part] for of_one in weights])
+                torch.autograd.backward((loss * weight.to(loss.device)).sum())
+                for k, of_one in enumerate(loss.detach().double()):
+                    losses[k, step] += of_one.sum().item() / size
+            for found in losses[:, step]:
+                if not np.isfinite(found):
+                    raise TuningError(
+                        f"The loss became {found} at step {step + 1} of {len(rates)} (question "
+                        f"{start + 1} of {total}). A lower learning_rate usually helps."
+                    )
             if recipe.max_grad_norm:
-                torch.nn.utils.clip_grad_norm_(adapter.parameters, recipe.max_grad_norm)
+                for adapter in adapters:
+                    torch.nn.utils.clip_grad_norm_(adapter.parameters, recipe.max_grad_norm)
             for group in optimizer.param_groups:
                 group["lr"] = float(rates[step])
             optimizer.step()
@@ -128,15 +195,18 @@ def tune(
                 while pending and seen >= pending[0]:
                     pending.pop(0)
                 if on_checkpoint:
-                    _switch(engine, adapter, recipe, training=False)
-                    on_checkpoint(seen)
-                    _switch(engine, adapter, recipe, training=True)
-    if not all(bool(p.isfinite().all()) for p in adapter.parameters):
+                    _switch(engine, adapters[0], recipe, training=False)
+                    for k, adapter in enumerate(adapters):
+                        use([adapter])
+                        on_checkpoint(k, seen)
+                    use(adapters)
+                    _switch(engine, adapters[0], recipe, training=True)
+    if not all(bool(p.isfinite().all()) for p in parameters):
         raise TuningError(
             f"The adapter's weights are no longer numbers after step {len(rates)}, the last. A "
             "lower learning_rate usually helps."
         )
-    return TuningLog(losses, rates)
+    return [TuningLog(of_one, rates) for of_one in losses]
 
 
 def question_losses(
@@ -145,13 +215,15 @@ def question_losses(
     hidden: Sequence[Tensor] | None,
     answers: NDArray[np.int64] | None,
     score: Score,
+    counts: Sequence[int] = (),
 ) -> Tensor:
     """Return the loss of each question in nats, float32 ``[B]``.
 
     With `answers`, the cross-entropy over the options' scores; without, the mean negative
-    log-likelihood of the tokens of the row's only option.
+    log-likelihood of the tokens of the row's only option. For `counts` see
+    `Engine.token_logprobs`.
     """
-    sums, tokens = engine.option_sums(rows, hidden)
+    sums, tokens = engine.option_sums(rows, hidden, counts)
     if answers is None:
         return -sums[:, 0] / tokens[:, 0]
     scores = sums
@@ -168,7 +240,7 @@ def question_losses(
     )
 
 
-def _optimizer(recipe: Recipe, adapter: Adapter) -> torch.optim.Optimizer:
+def _optimizer(recipe: Recipe, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     kind: Any = partial(torch.optim.AdamW, fused=True)
     if recipe.optimizer == "paged_adamw_8bit":
         if importlib.util.find_spec("bitsandbytes") is None:
@@ -179,7 +251,7 @@ def _optimizer(recipe: Recipe, adapter: Adapter) -> torch.optim.Optimizer:
 
         kind = PagedAdamW8bit
     made: torch.optim.Optimizer = kind(
-        adapter.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
     return made
 
@@ -194,13 +266,15 @@ def _weights(recipe: Recipe, rows: Sequence[Row]) -> Tensor:
 
 
 @contextmanager
-def _training(engine: Engine, adapter: Adapter, recipe: Recipe) -> Iterator[None]:
-    """Switch the adapter's dropout on, and off again whatever happens."""
-    _switch(engine, adapter, recipe, training=True)
+def _training(engine: Engine, adapters: Sequence[Adapter], recipe: Recipe) -> Iterator[None]:
+    """Put adapters in use and switch their dropout on, and back again whatever happens."""
+    use(adapters)
+    _switch(engine, adapters[0], recipe, training=True)
     try:
         yield
     finally:
-        _switch(engine, adapter, recipe, training=False)
+        use(adapters[:1])
+        _switch(engine, adapters[0], recipe, training=False)
 
 
 def _switch(engine: Engine, adapter: Adapter, recipe: Recipe, *, training: bool) -> None:
