@@ -1,5 +1,7 @@
 """A study's runs several at a time, in processes of one thread each, as its `workers` do them.
 
+Each process of ours tunes `LOCKSTEP` runs step by step together, as by `lockstep` in a study file.
+
 On a few cores this is the way to do many runs: where two threads share one run, the second waits
 whenever the first does what is too small to share. The peer is given the same chance.
 """
@@ -21,7 +23,7 @@ from bench.compare import seconds
 from bench.tuning_arms import Ours, Peer, answer_rows, order_of, recipe_of
 
 Losses = list[NDArray[np.float64]]  # of each run
-LOCKSTEP = 3  # runs of ours that a process tunes step by step together
+LOCKSTEP = 2  # runs of ours that a process tunes step by step together
 
 
 class Crew:

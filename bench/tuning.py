@@ -1,8 +1,8 @@
 """Fine-tuning against TRL's SFTTrainer: the same rows, order, adapter and steps.
 
-A run takes all threads on both sides. A study's runs go side by side, each in a process of one
-thread, as they do with `workers: 2` and `threads: 1`; the peer, which knows of no studies, is timed
-like that and one run at a time, and the faster counts.
+A run takes all threads on both sides. A study's runs go side by side, in processes of one thread,
+as they do with `workers: 2` and `threads: 1`, and two by two in lock-step (`lockstep: 2`); the
+peer, which knows of no studies, is timed side by side and one run at a time, and the faster counts.
 
 TRL 1.16 projects the answers' positions alone where it has Triton, that is on GPUs; on a CPU it
 projects every position. What it would take with its GPU's way is measured, too (`peer_compact`).
@@ -32,7 +32,7 @@ from bench.compare import (
     take_turns,
 )
 from bench.roofline import Roof, fed, lower_work, ours_work, peer_work
-from bench.side_by_side import Crew, Losses
+from bench.side_by_side import LOCKSTEP, Crew, Losses
 from bench.tuning_arms import Ours, Peer, answer_rows, order_of, recipe_of
 from lessonplan.models.batch import collate
 
@@ -134,7 +134,8 @@ class Study:
         """Return what a run took, and by the peer side by side or one at a time."""
         return {
             "how": "ours: a run's share of a whole study's wall time, lower layers included, side "
-            "by side in processes of one thread; the peer: the faster of that and one at a time",
+            f"by side in processes of one thread, {LOCKSTEP} runs in lock-step in each; the peer: "
+            "the faster of side by side and one at a time",
             **against(
                 taken["study"],
                 peer=faster(taken["peers"], taken["peer"]),
@@ -195,10 +196,11 @@ def measure(
         print(name, file=sys.stderr, flush=True)
         found, roof = compare(layers, n, alternations, threads)
         for title, result in found.items():
-            processes = threads if title == "tune_top_study" else 1
+            in_study = title == "tune_top_study"
+            processes = threads if in_study else 1
             result["peak_memory_mib"] = {
-                arm: processes * peak(arm, layers, n, threads // processes)
-                for arm in ("ours", "peer")
+                arm: processes * peak(arm, layers, n, threads // processes, runs)
+                for arm, runs in (("ours", LOCKSTEP if in_study else 1), ("peer", 1))
             }
         gc.collect()
         results |= found
@@ -206,13 +208,14 @@ def measure(
     return results, rooflines
 
 
-def peak(arm: str, layers: int | str, n: int, threads: int) -> float:
-    """Return the peak memory in MiB of a process that does one run."""
+def peak(arm: str, layers: int | str, n: int, threads: int, runs: int) -> float:
+    """Return the peak memory in MiB of a process that does so many runs in lock-step."""
     given = {"--memory": arm, "--layers": layers, "--questions": n, "--threads": threads}
+    given["--runs"] = runs
     return peak_memory("bench.tuning", *(str(word) for pair in given.items() for word in pair))
 
 
-def memory(arm: str, layers: int | str, n: int, threads: int) -> float:
+def memory(arm: str, layers: int | str, n: int, threads: int, runs: int) -> float:
     """Return this process's peak after the three steps with the longest rows.
 
     No other step of the run needs more; the optimiser's state is there after the first.
@@ -223,7 +226,7 @@ def memory(arm: str, layers: int | str, n: int, threads: int) -> float:
     if arm == "ours":
         ours = Ours(recipe, rows)
         ours.lower()
-        ours.run(longest)
+        ours.run_in_lockstep([longest] * runs)
     else:
         Peer(recipe, rows).run(longest, [])
     return peak_memory_here()
@@ -235,10 +238,10 @@ def main() -> None:
     parser.add_argument("--layers", default="all", type=lambda x: x if x == "all" else int(x))
     parser.add_argument("--questions", type=int, default=160)
     parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    print(
-        f"{memory(arguments.memory, arguments.layers, arguments.questions, arguments.threads):.0f}"
-    )
+    parser.add_argument("--runs", type=int, default=1)
+    asked = parser.parse_args()
+    found = memory(asked.memory, asked.layers, asked.questions, asked.threads, asked.runs)
+    print(f"{found:.0f}")
 
 
 if __name__ == "__main__":

@@ -24,8 +24,7 @@ Finished = tuple[Path, Plan]
 def check_same(folder: Path, finished: Path) -> None:
     """Check that all runs are there, with the same log-likelihoods and orders."""
     files = {
-        str(file.relative_to(finished)): file
-        for file in (finished / "tunings").rglob("*.parquet")
+        str(file.relative_to(finished)): file for file in (finished / "tunings").rglob("*.parquet")
     }
     assert {str(f.relative_to(folder)) for f in (folder / "tunings").rglob("*.parquet")} == set(
         files

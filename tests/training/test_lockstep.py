@@ -165,7 +165,7 @@ def test_what_cannot_go_in_lockstep(tiny_llama: Path) -> None:
 
 
 def test_the_real_model() -> None:
-    """With as many tokens as its steps have, MKL's products give each run the bytes it has alone."""
+    """With the tokens of real steps, MKL's products give each run the bytes that it has alone."""
     of = Recipe(threads=1, learning_rate=5e-3, adapter={"rank": 4, "alpha": 8, "layers": 2})
     _, engine, adapter = prepare(MODEL, of)
     questions = sample(load_questions("icd10cm", split="train"), 24, 0)

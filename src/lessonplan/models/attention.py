@@ -66,7 +66,9 @@ def attend(
         outs.append(
             _attend(
                 module,
-                *(x[:, :, mine] for x in (query, key, value)),
+                query[:, :, mine],
+                key[:, :, mine],
+                value[:, :, mine],
                 mask[row : row + rows, :, :width, :width],
                 part,
                 settings,

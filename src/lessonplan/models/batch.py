@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ class Batch:
     target: Tensor
     slot: Tensor
     n_options: Tensor
-    parts: tuple[Batch, ...] = ()
+    parts: tuple[Batch, ...] = field(default=(), kw_only=True)
 
 
 def collate(
@@ -117,7 +117,9 @@ def joined(parts: Sequence[Batch]) -> Batch:
                 part.n_options,
             )
         )
-        rows, tokens, spots = rows + len(part.ids), tokens + len(part.place), spots + len(part.spots)
+        rows += len(part.ids)
+        tokens += len(part.place)
+        spots += len(part.spots)
     return Batch(*(torch.cat(column) for column in zip(*found, strict=True)), parts=tuple(parts))
 
 

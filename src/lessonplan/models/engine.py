@@ -168,8 +168,8 @@ class Engine:
         logprobs, batch = self.token_logprobs(rows, hidden, counts)
         k = int(batch.n_options.max())
         sums = torch.zeros(len(rows) * k, device=self.device).index_add(0, batch.slot, logprobs)
-        counts = torch.bincount(batch.slot, minlength=len(rows) * k)
-        return sums.view(len(rows), k), counts.view(len(rows), k)
+        tokens = torch.bincount(batch.slot, minlength=len(rows) * k)
+        return sums.view(len(rows), k), tokens.view(len(rows), k)
 
     @torch.no_grad()
     def score(

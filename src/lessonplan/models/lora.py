@@ -90,8 +90,8 @@ class LoraLinear(nn.Module):
         parts = [
             self._updated(*of_adapter)
             for of_adapter in zip(
-                out.reshape(-1, out.shape[-1]).split(sizes),
-                seen.reshape(-1, seen.shape[-1]).split(sizes),
+                out.reshape(-1, out.shape[-1]).split_with_sizes(sizes),
+                seen.reshape(-1, seen.shape[-1]).split_with_sizes(sizes),
                 self.used,
                 strict=True,
             )

@@ -102,8 +102,8 @@ class _LowRank(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         out = times(flat, weight, bias)
         lows = []
-        for i, (seen, given) in enumerate(zip(flat.split(sizes), out.split(sizes), strict=True)):
-            a, b = factors[2 * i : 2 * i + 2]
+        parts = zip(flat.split_with_sizes(sizes), out.split_with_sizes(sizes), strict=True)
+        for (seen, given), (a, b) in zip(parts, _pairs(factors), strict=True):
             lows.append(seen @ a.t())
             given.addmm_(lows[-1], b.t(), alpha=scaling)
         ctx.save_for_backward(flat, weight, *factors, *lows)
@@ -113,23 +113,27 @@ class _LowRank(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *others = ctx.saved_tensors
-        sizes = ctx.sizes
-        n = len(sizes)
-        factors, lows = others[: 2 * n], others[2 * n :]
+        factors, lows = others[: 2 * len(ctx.sizes)], others[2 * len(ctx.sizes) :]
         (gradient,) = gradients
         out = gradient.reshape(-1, gradient.shape[-1])
         of_x = times_back(out, weight) if ctx.needs_input_grad[0] else None
-        of_seen = [None] * n if of_x is None else of_x.split(sizes)
         of_factors = []
-        for i, (seen, given) in enumerate(zip(x.split(sizes), out.split(sizes), strict=True)):
-            a, b = factors[2 * i : 2 * i + 2]
+        parts = zip(x.split_with_sizes(ctx.sizes), out.split_with_sizes(ctx.sizes), strict=True)
+        first = 0
+        for (seen, given), (a, b), low in zip(parts, _pairs(factors), lows, strict=True):
             of_low = (given @ b).mul_(ctx.scaling)
-            if of_seen[i] is not None:
-                of_seen[i].addmm_(of_low, a)
-            of_factors += [of_low.t() @ seen, (given.t() @ lows[i]).mul_(ctx.scaling)]
+            if of_x is not None:
+                of_x[first : first + len(seen)].addmm_(of_low, a)
+            of_factors += [of_low.t() @ seen, (given.t() @ low).mul_(ctx.scaling)]
+            first += len(seen)
         if of_x is not None:
             of_x = of_x.view(*gradient.shape[:-1], -1)
         return of_x, None, None, None, None, *of_factors
+
+
+def _pairs(factors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Return each adapter's A and B, which stand one after the other."""
+    return list(zip(factors[::2], factors[1::2], strict=True))
 
 
 low_rank: Callable[..., Tensor] = _LowRank.apply

@@ -28,8 +28,8 @@ from lessonplan.training.recipe import (
     Recipe,
     Scoring,
     Seed,
-    against_lockstep,
     Strict,
+    against_lockstep,
     paper_recipe,
 )
 

@@ -122,7 +122,8 @@ def tune_in_lockstep(
     products with the network's frozen weights, which are faster for more tokens at a time.
 
     Args:
-        adapters: of the same network and shape; see `Adapter.another`. The first is in use after it.
+        adapters: of the same network and shape; see `Adapter.another`. Afterwards the first is in
+            use.
         orders: for each adapter int64 ``[exposures]``, row numbers; all of the same length.
         seeds: for each adapter.
         on_checkpoint: called for each adapter with its place in `adapters` and the number of
