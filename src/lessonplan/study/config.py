@@ -242,6 +242,7 @@ class Study(Strict):
             two threads; each holds its own copy of the model. No result depends on it.
         lockstep: runs that a worker tunes step by step together. Each sees its own batches alone;
             the products with the model's weights, which they share, are faster for more tokens.
+            Last digits may depend on it.
         resources: what each run takes of a Ray cluster, which does as many runs side by side as
             it has room for.
     """

@@ -141,11 +141,15 @@ class ModelWork:
         if self._problem is not None:
             raise self._problem
         self.watch.say(f"loading {self.model.spec.title}")
-        _, self.engine, self.adapter = prepare(
-            str(self.model.folder),
-            self.model.recipe,
-            trust_remote_code=self.model.spec.trust_remote_code,
-        )
+        try:
+            _, self.engine, self.adapter = prepare(
+                str(self.model.folder),
+                self.model.recipe,
+                trust_remote_code=self.model.spec.trust_remote_code,
+            )
+        except FAILURES as error:
+            self._problem = InputError(_said(error))
+            raise self._problem from error
         self._adapters = [self.adapter]
 
     def do(self, run: Run) -> None:
@@ -163,10 +167,7 @@ class ModelWork:
             else:
                 self._tune_and_evaluate([run])
         except FAILURES as error:
-            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-            if self.engine is None:
-                self._problem = InputError(f"{kind}{error}")
-            text = f"{run.title}: {kind}{error}"
+            text = f"{run.title}: {_said(error)}"
             write_failure(self.folder, run, text)
             self.watch.failed(text)
         else:
@@ -178,23 +179,29 @@ class ModelWork:
         Raises:
             OSError: see `do`.
         """
+        if len(runs) > 1 and self._done_in_lockstep(runs):
+            return
+        for run in runs:
+            self.do(run)
+
+    def _done_in_lockstep(self, runs: Sequence[Run]) -> bool:
         self._told = 0.0
         try:
             if self.engine is None:
                 self._load()
-            if len(runs) > 1 and self.engine.packing:
-                self.watch.say(f"{runs[0].title}, in lock-step with {len(runs) - 1} more")
-                self._tune_and_evaluate(runs)
-                for run in runs:
-                    self._done(run)
-                return
+            if not self.engine.packing:  # which the engine has said
+                return False
+            self.watch.say(f"{runs[0].title}, in lock-step with {len(runs) - 1} more")
+            self._tune_and_evaluate(runs)
         except FAILURES as error:
             # Which of them it is, and why, is written down when each is done by itself.
             if self.engine is not None:
                 self.watch.worked(-self._told)
                 self.watch.note(f"{runs[0].title} and the runs beside it go one by one: {error}")
+            return False
         for run in runs:
-            self.do(run)
+            self._done(run)
+        return True
 
     def _done(self, run: Run) -> None:
         self.folder.failure(run.id).unlink(missing_ok=True)
@@ -217,7 +224,7 @@ class ModelWork:
             scoring = sum(one.scoring_seconds for one in under_way)
             tuning = (time.perf_counter() - started - scoring) / len(under_way)
             for one, log in zip(under_way, logs, strict=True):
-                self._write(one, log, tuning + one.scoring_seconds)
+                self._write(one, log, tuning + one.scoring_seconds, len(under_way))
 
     def _tune(self, under_way: Sequence[_UnderWay]) -> Sequence[TuningLog | None]:
         """Tune runs on the same questions, and score each at its checkpoints and at its end."""
@@ -271,11 +278,12 @@ class ModelWork:
                 one.tables[evaluation.id].append(self._score(evaluation, seen))
         one.scoring_seconds += time.perf_counter() - at
 
-    def _write(self, one: _UnderWay, log: TuningLog | None, seconds: float) -> None:
+    def _write(self, one: _UnderWay, log: TuningLog | None, seconds: float, lockstep: int) -> None:
         run, scratch = one.run, one.scratch
         told: dict[str, Any] = {}
         if run.order is not None and log is not None:
             told = {
+                "lockstep": lockstep,
                 "losses": [float(f"{x:.6g}") for x in log.losses],
                 "learning_rates": [float(f"{x:.6g}") for x in log.learning_rates],
             }
@@ -409,6 +417,10 @@ class ModelWork:
             "scoring_seconds": round(scoring, 3),
             **log,
         }
+
+
+def _said(error: BaseException) -> str:
+    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
 
 
 def _joined(parts: list[pa.Table]) -> pa.Table:
