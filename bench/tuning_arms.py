@@ -65,7 +65,6 @@ class Ours:
 
     def __post_init__(self) -> None:
         self.model, self.engine, self.adapter = prepare(MODEL, self.recipe)
-        self.adapters = [self.adapter]
         self.hidden: Any = None
 
     def lower(self, file: Path | None = None) -> None:
@@ -79,11 +78,9 @@ class Ours:
         return self.run_in_lockstep([order])[0]
 
     def run_in_lockstep(self, orders: Sequence[NDArray[np.int64]]) -> list[TuningLog]:
-        while len(self.adapters) < len(orders):
-            self.adapters.append(self.adapter.another())
         return tune_in_lockstep(
             self.engine,
-            self.adapters[: len(orders)],
+            self.adapter.several(len(orders)),
             self.rows,
             orders,
             self.recipe,

@@ -55,7 +55,8 @@ def started(study: Study, folder: Path) -> subprocess.Popen[str]:
 
 def wait_for_tunings(folder: Path, number: int, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
-    while len(list(folder.glob("tunings/*/tuning.json"))) < number:
+    # Not those in a folder ".writing-...", which is still to get its name.
+    while len(list(folder.glob("tunings/[!.]*/tuning.json"))) < number:
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -141,7 +142,7 @@ class FakeProcess:
 def test_a_worker_that_is_gone_is_noticed(codes: tuple[int | None, ...], said: str) -> None:
     import queue
 
-    class Silence(queue.Queue):  # type: ignore[type-arg]
+    class Silence(queue.Queue[Any]):
         def get(self, *_: Any, **__: Any) -> Any:
             raise queue.Empty
 

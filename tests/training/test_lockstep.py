@@ -31,7 +31,7 @@ MODEL = "smollm2-135m"
 
 
 def together(setup: Setup, orders: list[np.ndarray] = ORDERS, **settings: Any) -> list[TuningLog]:
-    adapters = [setup.adapter, *(setup.adapter.another() for _ in orders[1:])]
+    adapters = setup.adapter.several(len(orders))
     logs = tune_in_lockstep(
         setup.engine,
         adapters,
@@ -183,7 +183,7 @@ def test_the_real_model() -> None:
     for k, order in enumerate(orders):
         log = tune(engine, adapter, rows, order, of, seed=k, hidden=hidden)
         expected.append((log.losses, [p.detach().clone() for p in adapter.parameters]))
-    adapters = [adapter, adapter.another(), adapter.another()]
+    adapters = adapter.several(3)
     logs = tune_in_lockstep(engine, adapters, rows, orders, of, seeds=range(3), hidden=hidden)
     for k, (losses, weights) in enumerate(expected):
         np.testing.assert_allclose(logs[k].losses, losses, atol=1e-5)

@@ -50,11 +50,11 @@ def attend(
     Returns:
         ``[1, T, heads, d]``.
     """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     settings["scaling"] = scaling
     batch, mask = lessonplan_batch, attention_mask
     if batch is None or mask is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
         plain: Tensor = sdpa_attention_forward(module, query, key, value, mask, **settings)[0]
         return plain, None
     outs = []
@@ -87,13 +87,12 @@ def _attend(
     batch: Batch,
     settings: dict[str, Any],
 ) -> Tensor:
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     shape = batch.ids.shape
     if query.device.type == "cpu" and shape[1] <= SHORT:
         scaling = settings["scaling"]
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return _explicit(query, key, value, mask, batch.token, batch.place, scale)
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     def apart(x: Tensor) -> Tensor:
         by_token = x[0].transpose(0, 1).index_select(0, batch.token)

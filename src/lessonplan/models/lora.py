@@ -45,7 +45,7 @@ class Lanes:
 
     Attributes:
         sizes: by the number of tokens in a product, how many of them belong to each adapter, one
-            after the other. Empty while a single adapter is in use.
+            after the other. Not looked at while a single adapter is in use.
     """
 
     sizes: dict[int, list[int]] = field(default_factory=dict)
@@ -125,18 +125,21 @@ class Adapter:
         self.config = config
         own = {name: (module.a, module.b) for name, module in self.modules.items()}
         self.weights = own if weights is None else dict(weights)
+        self._others: list[Adapter] = []
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         return [factor for pair in self.weights.values() for factor in pair]
 
-    def another(self) -> Adapter:
-        """Return an adapter of the same layers and shape with weights of its own, all zero."""
-        weights = {
-            name: (nn.Parameter(torch.zeros_like(a)), nn.Parameter(torch.zeros_like(b)))
-            for name, (a, b) in self.weights.items()
-        }
-        return Adapter(self.modules, self.config, weights)
+    def several(self, n: int) -> list[Adapter]:
+        """Return n adapters of these layers, this one first; the others are made once."""
+        while len(self._others) < n - 1:
+            weights = {
+                name: (nn.Parameter(torch.zeros_like(a)), nn.Parameter(torch.zeros_like(b)))
+                for name, (a, b) in self.weights.items()
+            }
+            self._others.append(Adapter(self.modules, self.config, weights))
+        return [self, *self._others[: n - 1]]
 
     def reset(self, seed: int) -> None:
         """Draw fresh weights: A uniform as in PEFT (Kaiming with a = sqrt 5), B zero."""

@@ -18,7 +18,7 @@ from lessonplan.errors import InputError, counted
 from lessonplan.study.changes import changes
 from lessonplan.study.config import Study
 from lessonplan.study.labelling import compute_here
-from lessonplan.study.plan import Plan, Run, make_plan
+from lessonplan.study.plan import Plan, make_plan
 from lessonplan.study.store import Folder, begin, check_runs, claim, clear, locked, remove_broken
 from lessonplan.study.watch import Watch
 from lessonplan.study.work import ModelWork, cost, lockstep_groups, missing
@@ -86,11 +86,12 @@ def run_study(
             workers = min(study.workers, len(lacking))
             for note in _cores_used(plan, workers, len(lacking)):
                 watch.note(note)
+            together = lockstep_groups(folder, plan, lacking, workers)
+            groups = [[run.id for run in group] for group in together]
             if workers > 1:
-                _in_processes(plan, lacking, folder, shared, watch, workers)
+                _in_processes(plan, groups, folder, shared, watch, workers)
             else:
-                groups = lockstep_groups(folder, plan, lacking, 1)
-                _in_this_process(plan, map(_ids, groups), folder, shared, watch)
+                _in_this_process(plan, iter(groups), folder, shared, watch)
         return plan
 
 
@@ -142,10 +143,6 @@ def _shared_states(folder: Folder) -> Iterator[Path]:
         shutil.rmtree(shared, ignore_errors=True)
 
 
-def _ids(runs: Sequence[Run]) -> list[str]:
-    return [run.id for run in runs]
-
-
 def _in_this_process(
     plan: Plan, groups: Iterator[list[str]], folder: Folder, shared: Path, watch: Watch
 ) -> None:
@@ -161,14 +158,18 @@ def _in_this_process(
 
 
 def _in_processes(
-    plan: Plan, lacking: Sequence[Run], folder: Folder, shared: Path, watch: Watch, workers: int
+    plan: Plan,
+    groups: Sequence[list[str]],
+    folder: Folder,
+    shared: Path,
+    watch: Watch,
+    workers: int,
 ) -> None:
     """Do runs side by side. Each worker takes the next group when it has finished one."""
     context = multiprocessing.get_context("spawn")
     tasks: Any = context.Queue()
     news: Any = context.Queue()
-    groups = lockstep_groups(folder, plan, lacking, workers)
-    for item in [*map(_ids, groups), *([None] * workers)]:
+    for item in [*groups, *([None] * workers)]:
         tasks.put(item)
     processes = [
         context.Process(target=_worker, args=(plan, folder, shared, tasks, news), daemon=True)

@@ -130,7 +130,6 @@ class ModelWork:
         self.shared, self.watch = shared, watch
         self.engine: Any = None
         self.adapter: Any = None
-        self._adapters: list[Any] = []  # as many as were tuned in lock-step
         self._told = 0.0
         self._hidden: dict[str, Any] = {}
         self._problem = model.problem
@@ -150,7 +149,6 @@ class ModelWork:
         except FAILURES as error:
             self._problem = InputError(_said(error))
             raise self._problem from error
-        self._adapters = [self.adapter]
 
     def do(self, run: Run) -> None:
         """Do what one run lacks. If it fails, write down why; the others can go on.
@@ -213,12 +211,10 @@ class ModelWork:
 
     def _tune_and_evaluate(self, runs: Sequence[Run]) -> None:
         started = time.perf_counter()
-        while len(self._adapters) < len(runs):
-            self._adapters.append(self.adapter.another())
         with ExitStack() as stack:
             under_way = [
                 _UnderWay(run, adapter, stack.enter_context(new_folder(self.folder.tuning(run.id))))
-                for run, adapter in zip(runs, self._adapters, strict=False)
+                for run, adapter in zip(runs, self.adapter.several(len(runs)), strict=True)
             ]
             logs = self._tune(under_way)
             scoring = sum(one.scoring_seconds for one in under_way)
@@ -230,7 +226,7 @@ class ModelWork:
         """Tune runs on the same questions, and score each at its checkpoints and at its end."""
         from lessonplan.training.tune import tune_in_lockstep
 
-        (run, *_), recipe = [one.run for one in under_way], self.model.recipe
+        run, recipe = under_way[0].run, self.model.recipe
         if run.order is None:
             self.adapter.zero()
             self._score_at(under_way[0], 0)

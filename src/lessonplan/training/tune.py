@@ -122,7 +122,7 @@ def tune_in_lockstep(
     products with the network's frozen weights, which are faster for more tokens at a time.
 
     Args:
-        adapters: of the same network and shape; see `Adapter.another`. Afterwards the first is in
+        adapters: of the same network and shape; see `Adapter.several`. Afterwards the first is in
             use.
         orders: for each adapter int64 ``[exposures]``, row numbers; all of the same length.
         seeds: for each adapter.
