@@ -30,7 +30,8 @@ from lessonplan.labels.tables import read_labels
 from lessonplan.models.rows import question_texts
 from lessonplan.statistics import compare
 from lessonplan.study import load_study
-from lessonplan.study.config import Study, dump_study
+from lessonplan.study.config import Study
+from lessonplan.study.study_file import dump_study
 from lessonplan.training.recipe import Adapter, Recipe, read_recipe
 
 fuzz = settings(

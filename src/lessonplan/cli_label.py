@@ -183,17 +183,15 @@ def _write_label(
     from lessonplan.models.loading import cache_folder
     from lessonplan.progress import StudyProgress
     from lessonplan.study.labelling import make_label
+    from lessonplan.study.model_labels import Means
 
     with StudyProgress() as watch:
         label = make_label(
             kind,
             spec.model_copy(update={"allow_uninformative": True}),
             questions,
-            name=data,
-            folder=cache_folder() / "labels",
-            recipe=recipe,
-            scoring=scoring,
-            watch=watch,
+            data,
+            Means(cache_folder() / "labels", recipe, scoring, watch=watch),
         )
     write_table(Dataset(label_table(label, questions["id"][:])), out)
     for note in label.notes:

@@ -207,9 +207,10 @@ def _of_file(path: Path, like: Path | None) -> Layout:
     from lessonplan.evaluation.scores import LIKELIHOODS
     from lessonplan.statistics.result import ACCURACY
     from lessonplan.study import load_study
+    from lessonplan.study.arms import arms
     from lessonplan.study.config import DataSpec
     from lessonplan.study.cost import run_cost
-    from lessonplan.study.plan import arms, named_evaluations
+    from lessonplan.study.plan import named_evaluations
 
     study = load_study(path)
     cost = None if like is None else run_cost(like)  # first: reading data may take long

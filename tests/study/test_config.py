@@ -10,7 +10,8 @@ import pytest
 
 from lessonplan.errors import InputError
 from lessonplan.study import load_study
-from lessonplan.study.config import ArmSpec, dump_study, model_recipe
+from lessonplan.study.config import ArmSpec, model_recipe
+from lessonplan.study.study_file import dump_study
 
 SMALL = "training: icd10cm\nevaluation: medqa\n"
 

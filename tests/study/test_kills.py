@@ -16,9 +16,9 @@ import pytest
 
 from lessonplan.study import Study, run_study
 from lessonplan.study import run as run_module
-from lessonplan.study.config import dump_study
 from lessonplan.study.plan import Plan
 from lessonplan.study.store import Folder, begin, claim, clear
+from lessonplan.study.study_file import dump_study
 from tests.study.ears import Ears, leftovers, session_members
 
 Make = Callable[..., Study]

@@ -16,14 +16,15 @@ from lessonplan.errors import InputError
 from lessonplan.evaluation.predict import evaluate
 from lessonplan.labels.clusters import Clustering
 from lessonplan.labels.label import Label, checked, label_table
-from lessonplan.study import Study, labelling, read_record, run_study
+from lessonplan.study import Study, labelling, model_labels, read_record, run_study
 from lessonplan.study.config import ModelSpec
 from lessonplan.study.labelling import make_label
+from lessonplan.study.model_labels import Means
 from lessonplan.study.plan import arms, make_plan
 from lessonplan.study.sources import LabelSpec, read_label_spec
 from lessonplan.study.store import Folder
 from lessonplan.study.watch import Watch
-from lessonplan.training.recipe import Recipe, Scoring
+from lessonplan.training.recipe import Recipe
 
 Make = Callable[..., Study]
 RECIPE = Recipe.model_validate({"threads": 1, "learning_rate": 5e-3, "adapter": {"rank": 4}})
@@ -40,10 +41,7 @@ def label(questions: Any, tmp_path: Path) -> Callable[..., Label]:
 
     def make(**settings: Any) -> Label:
         spec = read_label_spec("difficulty", {"allow_uninformative": True} | settings)
-        return make_label(
-            "difficulty", spec, questions, name="set", folder=tmp_path, recipe=RECIPE,
-            scoring=Scoring(),
-        )  # fmt: skip
+        return make_label("difficulty", spec, questions, "set", Means(tmp_path, RECIPE))
 
     return make
 
@@ -82,7 +80,7 @@ def test_a_view_is_computed_once(
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("the model was loaded again")
 
-    monkeypatch.setattr(labelling, "load", never)
+    monkeypatch.setattr(model_labels, "load", never)
     again = label(models=str(tiny_llama), form="letter")
     np.testing.assert_array_equal(first.values, again.values)
     # Another measure needs no other view; another form does.
@@ -99,10 +97,7 @@ def test_a_model_no_better_than_guessing_is_refused(
     with pytest.raises(
         InputError, match=r"no better than guessing \(25\.0%\).*allow_uninformative"
     ):
-        make_label(
-            "difficulty", spec, questions, name="set", folder=tmp_path, recipe=RECIPE,
-            scoring=Scoring(),
-        )  # fmt: skip
+        make_label("difficulty", spec, questions, "set", Means(tmp_path, RECIPE))
 
 
 def test_an_uninformative_table_is_refused(
@@ -123,7 +118,7 @@ def test_dynamics_are_of_a_run_in_random_order(
     sure = label(models=str(tiny_llama), measure="confidence")
     assert sure.values.min() >= 0
     assert sure.values.max() <= 1
-    monkeypatch.setattr(labelling, "training_dynamics", None)  # kept from the first time
+    monkeypatch.setattr(model_labels, "training_dynamics", None)  # kept from the first time
     spread = label(models=str(tiny_llama), measure="variability")
     np.testing.assert_allclose(spread.values / 2, spread.details["variability"])
     np.testing.assert_allclose(1 - sure.values, sure.details["confidence"])
@@ -140,11 +135,8 @@ def test_cut_questions_are_counted(questions: Any, tiny_llama: Path, tmp_path: P
     spec = read_label_spec("difficulty", {"models": [tiny_llama], "allow_uninformative": True})
 
     def notes(max_tokens: int) -> list[str]:
-        recipe = RECIPE.model_copy(update={"max_tokens": max_tokens})
-        return make_label(
-            "difficulty", spec, questions, name="set", folder=tmp_path, recipe=recipe,
-            scoring=Scoring(),
-        ).notes  # fmt: skip
+        means = Means(tmp_path, RECIPE.model_copy(update={"max_tokens": max_tokens}))
+        return make_label("difficulty", spec, questions, "set", means).notes
 
     assert not any("lost their beginning" in note for note in notes(400))
     assert any("48 questions longer than 40 tokens" in note for note in notes(40))
@@ -181,10 +173,7 @@ def test_clusters_are_found_once_and_mapped(
     monkeypatch.setattr(labelling, "cluster", cluster)
     spec = read_label_spec("category", {"cluster": {"trials": 3}})
     for _ in range(2):
-        found = make_label(
-            "category", spec, questions, name="set", folder=tmp_path, recipe=RECIPE,
-            scoring=Scoring(),
-        )  # fmt: skip
+        found = make_label("category", spec, questions, "set", Means(tmp_path, RECIPE))
     assert found.values == ["a", "b"] * 24
     assert found.notes == ["a note"]
     assert found.place is not None
@@ -268,7 +257,7 @@ def test_a_study_with_two_sources(
     picture = next(p for p in record.orders if p.arm.endswith("llm]"))
     assert picture.difficulty is not None
     assert (np.diff(picture.difficulty) >= 0).all()
-    monkeypatch.setattr(labelling, "load", None)
+    monkeypatch.setattr(model_labels, "load", None)
     again = make_plan(study, Folder(tmp_path).labels)
     assert [r.id for r in again.runs] == [r.id for r in make_plan(study, tmp_path / "labels").runs]
 
@@ -291,5 +280,5 @@ def test_questions_without_a_label(make: Make, data: Path, tmp_path: Path) -> No
 def test_own_models_keep_their_settings() -> None:
     spec = LabelSpec(measure="loss", models=["a", "there"])
     own = [ModelSpec(model="a", recipe={"max_tokens": 64}), ModelSpec(model="b", name="there")]
-    assert labelling._models(spec, own) == own
-    assert labelling._models(LabelSpec(measure="loss"), own) == own
+    assert model_labels._models(spec, own) == own
+    assert model_labels._models(LabelSpec(measure="loss"), own) == own

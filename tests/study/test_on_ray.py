@@ -22,9 +22,9 @@ import pytest
 
 from lessonplan.errors import InputError
 from lessonplan.study import Study, run_study
-from lessonplan.study.config import dump_study
 from lessonplan.study.plan import Plan
 from lessonplan.study.store import Folder
+from lessonplan.study.study_file import dump_study
 from tests.study.ears import Ears
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'lessonplan[ray]'")
@@ -140,7 +140,7 @@ def test_the_same_bytes_as_in_this_process(
 def test_labels_are_made_by_workers(
     cluster: Any, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lessonplan.study import labelling
+    from lessonplan.study import model_labels
     from lessonplan.study.plan import make_plan
 
     sources = {
@@ -153,8 +153,8 @@ def test_labels_are_made_by_workers(
     def not_here(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was loaded in this process")
 
-    monkeypatch.setattr(labelling, "load", not_here)
-    monkeypatch.setattr(labelling, "training_dynamics", not_here)
+    monkeypatch.setattr(model_labels, "load", not_here)
+    monkeypatch.setattr(model_labels, "training_dynamics", not_here)
     ears = Ears()
     there = run_study(study, tmp_path / "s", ears, ray=cluster.address)
     assert [run.id for run in there.runs] == [run.id for run in here.runs]

@@ -9,9 +9,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from lessonplan.study.arms import arms
 from lessonplan.study.config import Study, model_recipe
 from lessonplan.study.files import read_json
-from lessonplan.study.plan import UNTUNED, arms, curve_points, curve_questions
+from lessonplan.study.plan import UNTUNED, curve_points, curve_questions
 from lessonplan.study.store import TUNING, Folder, open_folder
 
 

@@ -30,7 +30,7 @@ from lessonplan.models import NUMERICS
 from lessonplan.models.presets import PRESETS
 from lessonplan.study.config import Study, model_recipe
 from lessonplan.study.files import new_file, new_folder
-from lessonplan.study.labelling import Task
+from lessonplan.study.model_labels import Task
 from lessonplan.study.plan import Plan, Run
 from lessonplan.study.ray_worker import (
     PAUSE,

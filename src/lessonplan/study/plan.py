@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lessonplan import orders
-from lessonplan.data import folds, overlap, read_questions, sample
 from lessonplan.errors import InputError, counted
 from lessonplan.evaluation.predict import Unconditional, scoring_rows
-from lessonplan.labels.label import KINDS, Kind, Label
+from lessonplan.labels.label import Kind
 from lessonplan.models import NUMERICS
 from lessonplan.models.loading import (
     cache_folder,
@@ -30,44 +29,17 @@ from lessonplan.models.loading import (
     load_tokenizer,
     resolve,
 )
-from lessonplan.models.rows import (
-    Row,
-    points_elsewhere,
-    question_rows,
-    rows_digest,
-)
+from lessonplan.models.rows import Row, points_elsewhere, question_rows, rows_digest
 from lessonplan.seeds import stream
-from lessonplan.study.config import (
-    ArmSpec,
-    DataSpec,
-    ModelSpec,
-    Study,
-    TrainingSpec,
-    model_recipe,
-)
+from lessonplan.study.arms import arms, unused_labels
+from lessonplan.study.config import ArmSpec, ModelSpec, Study, model_recipe
 from lessonplan.study.files import digest
-from lessonplan.study.labelling import Compute, column_label, compute_here, make_label
-from lessonplan.study.sources import LabelSpec, LabelSpecs
+from lessonplan.study.model_labels import Compute, Means, compute_here
+from lessonplan.study.sets import QuestionSet, evaluation_set, overlaps, training_set
 from lessonplan.study.watch import Watch
 from lessonplan.training.recipe import Recipe, check_completions
 
 UNTUNED = "untuned"
-
-
-@dataclass(frozen=True)
-class QuestionSet:
-    """Questions under the name that the study calls them by, with the labels asked for.
-
-    Attributes:
-        labels: by kind and source.
-        fold: int64 ``[n]`` part that each question is held out in; None without folds.
-    """
-
-    name: str
-    questions: Any
-    notes: list[str]
-    labels: dict[tuple[Kind, str], Label] = field(default_factory=dict)
-    fold: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -197,12 +169,19 @@ def make_plan(
             f"baseline: {study.baseline!r} runs under several label sources; name one of the arms "
             f"{', '.join(names)}."
         )
-    labels, watch = labels or cache_folder() / "labels", watch or Watch()
-    training = [_training_set(spec, study, labels, watch, compute) for spec in study.training]
-    evaluation = [_evaluation_set(spec) for spec in study.evaluation]
+    means = Means(
+        labels or cache_folder() / "labels",
+        study.recipe,
+        study.scoring,
+        study.models,
+        watch or Watch(),
+        compute,
+    )
+    training = [training_set(spec, study, means) for spec in study.training]
+    evaluation = [evaluation_set(spec) for spec in study.evaluation]
     notes = [note for questions in training + evaluation for note in questions.notes]
-    notes += _unused_labels(study)
-    notes += _overlaps(study, training, evaluation)
+    notes += unused_labels(study)
+    notes += overlaps(study, training, evaluation)
     models = [_model_plan(study, spec, training, evaluation, notes) for spec in study.models]
     problems = [model.problem for model in models if model.problem]
     if len(problems) == len(models):
@@ -228,132 +207,6 @@ def named_evaluations(study: Study) -> Iterator[tuple[str, str]]:
         for other in study.evaluation:
             several = len(study.training) > 1
             yield tuned_on_name(other.title, spec.title) if several else other.title, other.title
-
-
-def _training_set(
-    spec: TrainingSpec, study: Study, folder: Path, watch: Watch, compute: Compute
-) -> QuestionSet:
-    sources = [(kind, source, label) for kind in KINDS for source, label in _sources(study, kind)]
-    asked = [
-        name
-        for _, _, label in sources
-        for name in (label.column if label.table is None else None, label.share_right)
-    ]
-    questions, notes = _read(
-        spec, keep=[c for c in dict.fromkeys(asked) if c and c not in ("difficulty", "category")]
-    )
-    made = {}
-    for kind, source, label in sources:
-        found = make_label(
-            kind, label, questions, name=f"{spec.title}, {kind} {source!r}", folder=folder,
-            recipe=study.recipe, scoring=study.scoring, models=study.models, watch=watch,
-            compute=compute,
-        )  # fmt: skip
-        notes += [f"{spec.title}, {kind} {source!r}: {note}" for note in found.notes]
-        made[kind, source] = found
-    for kind in KINDS:
-        if not any(k == kind for k, _, _ in sources) and None not in questions[kind][:]:
-            # No arm uses it, but pictures and tables can show it.
-            made[kind, "given"] = column_label(kind, kind, questions, spec.title)
-    if study.labels.missing == "drop" and made:
-        lacking = np.any([label.missing for label in made.values()], axis=0)
-        if lacking.any():
-            kept = np.flatnonzero(~lacking)
-            if not len(kept):
-                raise InputError(f"{spec.title}: no question has all labels that the study uses.")
-            notes.append(
-                f"{spec.title}: {int(lacking.sum())} of {len(lacking)} questions lack a label and "
-                "are left out (labels.missing: drop)."
-            )
-            questions = questions.select(kept)
-            made = {key: label.part(kept) for key, label in made.items()}
-    fold = None
-    if spec.folds:
-        if spec.folds > len(questions):
-            raise InputError(
-                f"{spec.title}: {spec.folds} folds need more than {len(questions)} questions."
-            )
-        fold = folds(len(questions), spec.folds, spec.fold_seed)
-    return QuestionSet(spec.title, questions, notes, made, fold)
-
-
-def _sources(study: Study, kind: Kind) -> list[tuple[str, LabelSpec]]:
-    """Return the sources of a kind of label that some arm uses."""
-    used = any(_uses(arm)[kind] for arm in study.strategies)
-    return list(getattr(study.labels, kind).items()) if used else []
-
-
-def _unused_labels(study: Study) -> list[str]:
-    """Say which kinds of label the study file asks for in vain."""
-    default = LabelSpecs()
-    return [
-        f"labels.{kind}: no strategy uses a {kind}, so none is taken from "
-        f"{', '.join(getattr(study.labels, kind))}."
-        for kind in KINDS
-        if getattr(study.labels, kind) != getattr(default, kind) and not _sources(study, kind)
-    ]
-
-
-def _evaluation_set(spec: DataSpec) -> QuestionSet:
-    questions, notes = _read(spec, keep=[])
-    return QuestionSet(spec.title, questions, notes)
-
-
-def _read(spec: DataSpec, keep: list[str]) -> tuple[Any, list[str]]:
-    reading = read_questions(
-        spec.data,
-        split=spec.split,
-        columns=spec.columns,
-        format=spec.format,
-        bad_rows=spec.bad_rows,
-        keep=keep,
-        answer_base=spec.answer_base,
-    )
-    questions = reading.questions
-    if spec.sample is not None:
-        questions = sample(questions, spec.sample, spec.sample_seed)
-    if len(questions) == 0:
-        raise InputError(f"{spec.data}: no questions are left to use.")
-    return questions, [f"{spec.title}: {note}" for note in reading.notes]
-
-
-def _overlaps(
-    study: Study, training: list[QuestionSet], evaluation: list[QuestionSet]
-) -> list[str]:
-    notes = []
-    for trained, evaluated in itertools.product(training, evaluation):
-        both = overlap(trained.questions, evaluated.questions)
-        if both and not study.allow_overlap:
-            raise InputError(
-                f"The training set {trained.name} also holds {counted(len(both), 'question')} of "
-                f"{evaluated.name} (the first is {both[0]}), so scores there would be inflated. "
-                "Take them out, or set allow_overlap: true."
-            )
-        if both:
-            held = counted(len(both), "question")
-            notes.append(f"{trained.name} also holds {held} of {evaluated.name}.")
-    return notes
-
-
-def arms(study: Study) -> Iterator[tuple[str, ArmSpec, dict[Kind, str]]]:
-    """Yield each arm's name, strategy and label sources.
-
-    A strategy is paired with the sources of the labels that it uses, and of no others, so none is
-    run twice. Sources stand in the name only where there are several of their kind.
-    """
-    for spec in study.strategies:
-        used = _uses(spec)
-        choices = [list(getattr(study.labels, kind)) if used[kind] else [None] for kind in KINDS]
-        for picked in itertools.product(*choices):
-            sources = {kind: name for kind, name in zip(KINDS, picked, strict=True) if name}
-            shown = [f"{k}={s}" for k, s in sources.items() if len(getattr(study.labels, k)) > 1]
-            yield spec.title + (f" [{', '.join(shown)}]" if shown else ""), spec, sources
-
-
-def _uses(spec: ArmSpec) -> dict[Kind, bool]:
-    """Return which kinds of label an arm's order depends on."""
-    used = orders.labels_used(spec.strategy, blocks=spec.blocks, category_order=spec.category_order)
-    return {kind: kind in used for kind in KINDS}
 
 
 def _model_plan(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lessonplan.errors import InputError, counted
 from lessonplan.study.changes import changes
 from lessonplan.study.config import Study
-from lessonplan.study.labelling import compute_here
+from lessonplan.study.model_labels import compute_here
 from lessonplan.study.plan import Plan, make_plan
 from lessonplan.study.store import Folder, begin, check_runs, claim, clear, locked, remove_broken
 from lessonplan.study.watch import Watch

@@ -17,9 +17,10 @@ from filelock import FileLock, Timeout
 
 from lessonplan.errors import InputError
 from lessonplan.study.checksums import faults
-from lessonplan.study.config import dump_study
 from lessonplan.study.files import slug, write_table, write_text
-from lessonplan.study.plan import Plan, QuestionSet
+from lessonplan.study.plan import Plan
+from lessonplan.study.sets import QuestionSet
+from lessonplan.study.study_file import dump_study
 
 TUNING = "tuning.json"
 State = Literal["done", "failed", "unfinished", "to do"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class Watch:
     """Is told how a study goes. This one is silent; the command line draws bars."""
@@ -11,6 +13,18 @@ class Watch:
 
     def progress(self, text: str, done: int, total: int) -> None:
         """So much of a task before the runs, such as labelling, is done."""
+
+    def counter(self, text: str, total: int) -> Callable[[int], None]:
+        """Return a function that is told how much more of a task is done."""
+        done = 0
+        self.progress(text, 0, total)
+
+        def more(count: int) -> None:
+            nonlocal done
+            done += count
+            self.progress(text, done, total)
+
+        return more
 
     def note(self, text: str) -> None:
         """The user should know this of the study, its folder or the cluster."""
