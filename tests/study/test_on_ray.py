@@ -168,6 +168,18 @@ def test_labels_are_made_by_workers(
     assert ears.failures == []
 
 
+@slow
+def test_runs_in_lockstep(cluster: Any, make: Make, tmp_path: Path) -> None:
+    here, ears = tmp_path / "here", Ears()
+    run_study(make(lockstep=6), here)
+    run_study(make(lockstep=6), tmp_path / "s", ears, ray=cluster.address)
+    assert results(tmp_path / "s") == results(here)
+    assert "tiny, random, seed 0, in lock-step with 5 more" in ears.said
+    assert (ears.done, ears.trained) == (7, 6 * 48)
+    assert abs(ears.work) < 1e-6
+    assert ears.notes == []
+
+
 # ---- What dies -----------------------------------------------------------------------------------
 
 
@@ -241,6 +253,24 @@ def test_a_run_that_its_workers_die_over_is_given_up(
     run_study(make(**LONG), folder)
     assert results(folder) == undisturbed
     assert not Folder(folder).failure(failed).exists()
+
+
+@slow
+def test_runs_whose_worker_dies_go_one_by_one(
+    cluster: Any, make: Make, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    def kill(text: str) -> None:
+        if "in lock-step" in text:
+            (worker,) = at_work(cluster.head_node)
+            os.kill(worker, signal.SIGKILL)
+
+    ears = Ears(kill)
+    run_study(make(**LONG, lockstep=2), tmp_path / "s", ears, ray=cluster.address)
+    assert results(tmp_path / "s") == undisturbed
+    (note,) = ears.notes
+    assert note.startswith("tiny, random, seed 0 and the runs beside it go one by one: a worker")
+    assert (ears.done, ears.failures) == (3, [])
+    assert abs(ears.work) < 1e-6
 
 
 @slow
@@ -339,7 +369,7 @@ def test_more_than_any_node_has(cluster: Any, make: Make, tmp_path: Path) -> Non
     with pytest.raises(InputError) as caught:
         run_study(make(resources=resources), tmp_path / "s", ray=cluster.address)
     said = str(caught.value)
-    assert "a run takes 64 CPUs, 0.5 GPUs, 4 GiB of memory, and no node" in said
+    assert "a worker takes 64 CPUs, 0.5 GPUs, 4 GiB of memory, and no node" in said
     assert f"{socket.gethostname()}: 1 CPU, " in said
     assert not ray.is_initialized()
 

@@ -162,11 +162,11 @@ class ModelSpec(Strict):
 
 
 class ResourceSpec(Strict):
-    """What a Ray cluster reserves for a run (`lessonplan study --ray`). No result depends on it.
+    """What a Ray cluster reserves for a worker (`study --ray`). No result depends on it.
 
     Attributes:
         cpus: CPU cores; by default as many as the recipe's threads.
-        gpus: GPUs, or the fraction of one that a run takes; by default one where the recipe's
+        gpus: GPUs, or the fraction of one that it takes; by default one where the recipe's
             device is a GPU.
         memory: bytes, or such as "4 GiB"; by default none is reserved.
     """
@@ -238,8 +238,8 @@ class Study(Strict):
         lockstep: runs that a worker tunes step by step together. Each sees its own batches alone;
             the products with the model's weights, which they share, are faster for more tokens.
             Last digits may depend on it.
-        resources: what each run takes of a Ray cluster, which does as many runs side by side as
-            it has room for.
+        resources: what each worker takes of a Ray cluster, which has as many side by side as
+            there is room for.
     """
 
     name: str = ""

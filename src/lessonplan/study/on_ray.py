@@ -46,7 +46,7 @@ from lessonplan.study.ray_worker import (
 )
 from lessonplan.study.store import Folder
 from lessonplan.study.watch import Watch
-from lessonplan.study.work import cost, write_failure
+from lessonplan.study.work import cost, lockstep_groups, write_failure
 from lessonplan.training.recipe import Recipe
 
 try:
@@ -73,7 +73,7 @@ def connected(address: str, study: Study) -> Iterator[Cluster]:
         address: as `ray.init` takes it; "local" starts a Ray on this machine and ends it.
 
     Raises:
-        InputError: no cluster can be reached there, or none of its nodes offers what a run takes.
+        InputError: no cluster can be reached there, or none of its nodes offers what a worker takes.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -117,7 +117,7 @@ class Cluster:
         self.news: Any = ray.remote(News).options(num_cpus=0, **_on(here)).remote()
 
     def asked(self, recipe: Recipe) -> dict[str, float]:
-        """Return what a run takes of a node, as Ray calls it (memory in bytes)."""
+        """Return what a worker takes of a node, as Ray calls it (memory in bytes)."""
         given = self.resources
         asked = {
             "CPU": recipe.threads if given.cpus is None else given.cpus,
@@ -141,13 +141,18 @@ class Cluster:
         asked, nodes = self.asked(recipe), _nodes()
         if not any(_room(node, asked) for node in nodes.values()):
             raise InputError(
-                f"resources: a run takes {_amounts(asked)}, and no node of the Ray cluster has "
+                f"resources: a worker takes {_amounts(asked)}, and no node of the Ray cluster has "
                 "that. There are "
                 + "; ".join(
                     f"{n['NodeManagerHostname']}: {_amounts(_has(n))}" for n in nodes.values()
                 )
                 + ". Ask for less in the study file."
             )
+
+    def places(self, recipe: Recipe) -> int:
+        """Return how many workers the cluster has room for, if it does nothing else."""
+        asked = self.asked(recipe)
+        return sum(_room(node, asked) for node in _nodes().values())
 
     def compute(self, tasks: Sequence[Task], watch: Watch) -> Iterator[pa.Table]:
         """Do the tasks of models that label, and yield their tables in the tasks' order.
@@ -206,7 +211,7 @@ def _has(node: dict[str, Any]) -> dict[str, float]:
 
 
 def _room(node: dict[str, Any], asked: dict[str, float]) -> int:
-    """Return how many runs a node that does nothing else has room for."""
+    """Return how many workers a node that does nothing else has room for."""
     has = _has(node)
     return min(int(has[name] / amount + 1e-9) for name, amount in asked.items())
 
@@ -234,17 +239,15 @@ class _Hired:
 
     Attributes:
         node, host: the node's id, and what messages call it.
-        run: what it does; None until it is ready.
-        owed: the work of this run.
-        work, trained: so much of it the watch was told.
+        runs: what it does, in lock-step if several; none until it is ready.
+        work, trained: so much of them the watch was told.
     """
 
     actor: Any
     model: str
     node: str
     host: str
-    run: Run | None = None
-    owed: float = 0.0
+    runs: Sequence[Run] = ()
     work: float = 0.0
     trained: int = 0
 
@@ -257,10 +260,12 @@ class _Shift:
     ) -> None:
         self.cluster, self.plan, self.folder, self.watch = cluster, plan, folder, watch
         self.models = {model.spec.title: model for model in plan.models}
-        self.waiting: dict[str, deque[Run]] = {title: deque() for title in self.models}
-        places = {run.id: model.spec.title for model in plan.models for run in model.runs}
-        for run in lacking:
-            self.waiting[places[run.id]].append(run)
+        self.waiting: dict[str, deque[Sequence[Run]]] = {}
+        for title, model in self.models.items():
+            own = {run.id for run in model.runs}
+            runs = [run for run in lacking if run.id in own]
+            workers = max(1, cluster.places(model.recipe))
+            self.waiting[title] = deque(lockstep_groups(folder, plan, runs, workers))
         self.packed: dict[str, Any] = {}
         self.busy: dict[Any, _Hired] = {}  # by what it will return
         self.deaths: Counter[Any] = Counter()  # by run, or by model and node before there is one
@@ -288,7 +293,7 @@ class _Shift:
         Where others use the cluster, a worker that is started may have to wait as well.
         """
         nodes = _nodes()
-        for title, runs in self.waiting.items():
+        for title, groups in self.waiting.items():
             if self.models[title].problem is not None:
                 continue
             own = [worker for worker in self.busy.values() if worker.model == title]
@@ -297,7 +302,7 @@ class _Shift:
             for worker in own:
                 room[worker.node] = room.get(worker.node, 0) - 1
             room = {id: n for id, n in room.items() if n > 0 and (title, id) not in self.refused}
-            for _ in range(len(runs) - sum(worker.run is None for worker in own)):
+            for _ in range(len(groups) - sum(not worker.runs for worker in own)):
                 if not room:
                     break
                 node = max(room, key=lambda id: room[id])
@@ -334,72 +339,85 @@ class _Shift:
         if found.unfit:
             self._refuse(worker, found.unfit)
             return
-        if worker.run is not None:
-            self._finish(worker, worker.run, found)
+        if worker.runs:
+            self._finish(worker, found.made)
         if self.waiting[worker.model]:
             self._give(worker, self.waiting[worker.model].popleft())
         else:
             ray.kill(worker.actor)
 
-    def _give(self, worker: _Hired, run: Run) -> None:
-        tuning = self.folder.tuning(run.id)
-        sent = read_files(tuning) if self.folder.has_tuning(run.id) else {}
-        worker.run, worker.owed = run, cost(self.folder, run)
-        worker.work, worker.trained = 0.0, 0
-        self.busy[worker.actor.do.remote(run.id, sent)] = worker
+    def _give(self, worker: _Hired, runs: Sequence[Run]) -> None:
+        there = self.folder.has_tuning
+        sent = {r.id: read_files(self.folder.tuning(r.id)) if there(r.id) else {} for r in runs}
+        worker.runs, worker.work, worker.trained = runs, 0.0, 0
+        self.busy[worker.actor.do.remote(sent)] = worker
 
-    def _finish(self, worker: _Hired, run: Run, made: Made) -> None:
+    def _finish(self, worker: _Hired, made: dict[str, Made]) -> None:
         """Put what a worker made in place."""
-        tuned = self.folder.has_tuning(run.id)
+        work, trained = -worker.work, -worker.trained
+        for run in worker.runs:
+            needed = cost(self.folder, run)
+            tuned = self.folder.has_tuning(run.id)
+            self._put(run, made[run.id].files, tuned)
+            if made[run.id].failure:
+                self._fail(run, made[run.id].failure)
+                continue
+            self.folder.failure(run.id).unlink(missing_ok=True)
+            work += needed
+            trained += 0 if tuned or run.order is None else len(run.order)
+            self.watch.run_done()
+        if work > 0:
+            self.watch.worked(work, trained)
+
+    def _put(self, run: Run, files: dict[str, bytes], tuned: bool) -> None:
         if tuned:
             # By name: the checksums come before the files that they list.
-            for name, content in sorted(made.files.items()):
+            for name, content in sorted(files.items()):
                 with new_file(self.folder.tuning(run.id) / name) as scratch:
                     scratch.write_bytes(content)
-        elif made.files:
+        elif files:
             with new_folder(self.folder.tuning(run.id)) as scratch:
-                write_files(scratch, made.files)
-        if made.failure:
-            self._fail(run, made.failure)
-            return
-        self.folder.failure(run.id).unlink(missing_ok=True)
-        trained = 0 if tuned or run.order is None else len(run.order)
-        self.watch.worked(worker.owed - worker.work, trained - worker.trained)
-        self.watch.run_done()
+                write_files(scratch, files)
 
     def _bury(self, worker: _Hired, reason: str) -> None:
         """Go on after a worker or its node died."""
         ray.kill(worker.actor)  # if it is only out of reach, it must not go on either
         died = f"a worker died on node {worker.host}: {reason}"
-        key = (worker.model, worker.node) if worker.run is None else worker.run.id
+        if len(worker.runs) > 1:
+            # It may be one of them alone, or the memory that they take together.
+            self.watch.note(f"{worker.runs[0].title} and the runs beside it go one by one: {died}")
+            self._give_back(worker, [[run] for run in worker.runs])
+            return
+        key = worker.runs[0].id if worker.runs else (worker.model, worker.node)
         self.deaths[key] += 1
         if self.deaths[key] < TRIES:
-            self.watch.note(died if worker.run is None else f"{worker.run.title}: {died}")
-            self._give_back(worker)
-        elif worker.run is None:
+            self.watch.note(f"{worker.runs[0].title}: {died}" if worker.runs else died)
+            self._give_back(worker, [worker.runs])
+        elif not worker.runs:
             self._refuse(worker, f"{TRIES} workers died before a run; the last time {died}")
         else:
             reason = f"{TRIES} workers died over it; the last time {died}"
-            self._fail(worker.run, f"{worker.run.title}: {reason}")
+            self._fail(worker.runs[0], f"{worker.runs[0].title}: {reason}")
 
     def _refuse(self, worker: _Hired, reason: str) -> None:
         """Start no more workers for this model on this node."""
         ray.kill(worker.actor)
-        self._give_back(worker)
+        self._give_back(worker, [worker.runs])
         said = f"node {worker.host} cannot run {worker.model}: {reason}"
         if (worker.model, worker.node) not in self.refused:
             self.watch.note(said)
         self.refused[worker.model, worker.node] = said
 
-    def _give_back(self, worker: _Hired) -> None:
-        if worker.run is not None:
+    def _give_back(self, worker: _Hired, groups: Sequence[Sequence[Run]]) -> None:
+        """Let what a worker had to do wait again, together as said."""
+        if worker.runs:
             self.watch.worked(-worker.work, -worker.trained)
-            self.waiting[worker.model].appendleft(worker.run)
+            self.waiting[worker.model].extendleft(reversed(groups))
 
     def _give_up(self) -> None:
         """Let runs fail that no node of the cluster can do."""
-        for title, runs in self.waiting.items():
-            if not runs or any(worker.model == title for worker in self.busy.values()):
+        for title, groups in self.waiting.items():
+            if not groups or any(worker.model == title for worker in self.busy.values()):
                 continue
             model = self.models[title]
             reasons = [said for (name, _), said in self.refused.items() if name == title]
@@ -407,14 +425,14 @@ class _Shift:
                 reasons = [str(model.problem)]
             asked = _amounts(self.cluster.asked(model.recipe))
             reason = "; ".join(reasons) or f"no node of the cluster is left that has {asked}"
-            while runs:
-                run = runs.popleft()
-                self._fail(run, f"{run.title}: {reason}")
+            while groups:
+                for run in groups.popleft():
+                    self._fail(run, f"{run.title}: {reason}")
 
     def _let_go(self) -> None:
         """End workers that are still to start and for which no run waits any more."""
         for result, worker in list(self.busy.items()):
-            if worker.run is None and not self.waiting[worker.model]:
+            if not worker.runs and not self.waiting[worker.model]:
                 del self.busy[result]
                 ray.kill(worker.actor)
 
@@ -423,7 +441,7 @@ class _Shift:
         self.watch.failed(reason)
 
     def _hear(self) -> None:
-        doing = {worker.run.id: worker for worker in self.busy.values() if worker.run}
+        doing = {worker.runs[0].id: worker for worker in self.busy.values() if worker.runs}
         for run_id, kind, *values in ray.get(self.cluster.news.take.remote()):
             if kind == "worked":
                 if run_id not in doing:

@@ -25,6 +25,7 @@ import pyarrow as pa
 from lessonplan.errors import InputError
 from lessonplan.models import NUMERICS
 from lessonplan.models.loading import fingerprint, resolve
+from lessonplan.study.files import read_json
 from lessonplan.study.store import Folder
 from lessonplan.study.watch import Watch
 from lessonplan.study.work import ModelWork
@@ -36,16 +37,27 @@ PREFIX = "lessonplan-ray-"  # of the folders of all studies
 
 @dataclass(frozen=True)
 class Made:
+    """What came of a run.
+
+    Attributes:
+        files: of its folder, by name, those that are new or changed.
+        failure: why it failed.
+    """
+
+    files: dict[str, bytes]
+    failure: str
+
+
+@dataclass(frozen=True)
+class Answer:
     """What a worker returns.
 
     Attributes:
-        files: of the run's folder, by name, those that are new or changed.
-        failure: why the run failed.
+        made: by run id.
         unfit: why this node cannot do runs of this model at all.
     """
 
-    files: dict[str, bytes] = field(default_factory=dict)
-    failure: str = ""
+    made: dict[str, Made] = field(default_factory=dict)
     unfit: str = ""
 
 
@@ -60,38 +72,45 @@ class Worker:
         self.held = _enter(self.shared)
         self.scratch = self.shared / f"worker-{os.getpid()}"
 
-    def ready(self, packed: bytes, model: str, digest: str, numerics: int) -> Made:
+    def ready(self, packed: bytes, model: str, digest: str, numerics: int) -> Answer:
         """Make ready for the runs of a model. It is loaded for the first of them."""
         try:
             plan = pickle.loads(packed)
             here = replace(plan.models[0], folder=_home(model, digest, numerics))
         except Exception as error:  # whatever it is, another node may do better
-            return Made(unfit=f"{type(error).__name__}: {error}")
+            return Answer(unfit=f"{type(error).__name__}: {error}")
         self.runs = {run.id: run for run in here.runs}
-        self.work = ModelWork(plan, here, Folder(self.scratch), self.shared, self.watch)
-        return Made()
+        self.folder = Folder(self.scratch)
+        self.work = ModelWork(plan, here, self.folder, self.shared, self.watch)
+        return Answer()
 
-    def do(self, run_id: str, sent: dict[str, bytes]) -> Made:
-        """Do what one run lacks.
+    def do(self, sent: dict[str, dict[str, bytes]]) -> Answer:
+        """Do what runs lack that go in lock-step, or what one run lacks.
 
         Args:
-            run_id: the run.
-            sent: the files that there are of it, by name.
+            sent: by run id, the files that there are of it, by name.
         """
-        run, tuning = self.runs[run_id], Folder(self.scratch).tuning(run_id)
-        self.watch.run_id, self.watch.failure = run_id, ""
+        first = next(iter(sent))
+        self.watch.run_id = first
         try:
-            write_files(tuning, sent)
-            self.work.do(run)
-            found = read_files(tuning)
+            for run_id, files in sent.items():
+                write_files(self.folder.tuning(run_id), files)
+            self.work.do_in_lockstep([self.runs[run_id] for run_id in sent])
+            made = {run_id: self._made(run_id, files) for run_id, files in sent.items()}
         except OSError as error:  # this node's disk
-            return Made(unfit=str(error))
+            return Answer(unfit=str(error))
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)
         if self.work.engine is None:
-            return Made(unfit=self.watch.failure.removeprefix(f"{run.title}: "))
+            title = self.runs[first].title
+            return Answer(unfit=made[first].failure.removeprefix(f"{title}: "))
+        return Answer(made)
+
+    def _made(self, run_id: str, sent: dict[str, bytes]) -> Made:
+        found = read_files(self.folder.tuning(run_id))
         files = {name: content for name, content in found.items() if sent.get(name) != content}
-        return Made(files, self.watch.failure)
+        failure = self.folder.failure(run_id)
+        return Made(files, read_json(failure)["reason"] if failure.is_file() else "")
 
 
 def do_task(packed: bytes, model: str, digest: str, numerics: int, news: Any) -> pa.Table | str:
@@ -130,7 +149,10 @@ class News:
         self.items.append(item)
 
     def take(self) -> list[tuple[Any, ...]]:
-        """Return what was told since the last time: run id, method of a `Watch`, arguments."""
+        """Return what was told since the last time: run id, method of a `Watch`, arguments.
+
+        The run is the first of those that a worker does together.
+        """
         items, self.items = self.items, []
         return items
 
@@ -139,7 +161,7 @@ class _Teller(Watch):
     """Tells the news what a worker has to say, and how far it is every now and then."""
 
     def __init__(self, news: Any) -> None:
-        self.news, self.run_id, self.failure = news, "", ""
+        self.news, self.run_id = news, ""
         self.work, self.trained, self.told = 0.0, 0, 0.0
         # What is printed here is seen by nobody.
         warnings.showwarning = lambda message, category, *_, **__: self._tell(
@@ -159,6 +181,9 @@ class _Teller(Watch):
         if done in (0, total) or self._is_time():
             self._tell("progress", text, done, total)
 
+    def note(self, text: str) -> None:
+        self._tell("note", text)
+
     def say(self, text: str) -> None:
         self.work, self.trained = 0.0, 0  # of a run that is over: its result says it
         self._tell("say", text)
@@ -169,9 +194,6 @@ class _Teller(Watch):
         if self._is_time():
             self._tell("worked", self.work, self.trained)
             self.work, self.trained = 0.0, 0
-
-    def failed(self, text: str) -> None:
-        self.failure = text
 
 
 # ---- Files ---------------------------------------------------------------------------------------

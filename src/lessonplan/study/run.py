@@ -78,8 +78,6 @@ def run_study(
         work = sum(cost(folder, run) for run in lacking)
         watch.begin(len(runs), len(runs) - len(lacking), work)
         if cluster:
-            if study.lockstep > 1:
-                watch.note("A worker on Ray tunes one run at a time; lockstep has no effect there.")
             cluster.do_runs(plan, lacking, folder, watch)
             return plan
         with _shared_states(folder) as shared:
