@@ -220,7 +220,7 @@ def test_unreached_is_said(record, outcome):
         curves={a: made.curves[a] for a in kept},
     )
     analysis = analyse(record([made], orders=[], label_checks=[]))
-    assert "No order reaches the final score of random." in efficiency_sentences(
+    assert "No other order reaches the final score of random." in efficiency_sentences(
         analysis.efficiency
     )
     assert "not reached" in to_markdown(efficiency_table(analysis.efficiency))

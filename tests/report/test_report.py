@@ -189,7 +189,11 @@ def test_caveats(record, check):
     assert "1 run failed; the report lists the reasons." in said
     assert "1 run begun and not finished" in said
     assert "1 run still to be done" in said
-    assert "Nothing can be concluded about easy to hard orders by the difficulty “human”" in said
+    assert "The difficulty “human” was not shown to predict the loss" in said
+    made = record(label_checks=[check(-0.8)])
+    said = " ".join(verdict(made, analyse(made)).caveats)
+    assert "The difficulty “human” goes against the loss of the untuned" in said
+    assert "hard to easy here" in said
 
 
 def test_verdict_of_a_study_of_several(record, outcome, tmp_path):

@@ -97,6 +97,60 @@ def test_an_arm_that_never_differs_is_told():
     assert "points or more" not in " ".join(verdict(record(outcome), found).sentences)
 
 
+def test_two_orders_that_are_the_same_tell_no_more_than_one():
+    """As curriculum and interleaved curriculum do, where all questions are equally hard."""
+    outcome = study(np.random.default_rng(2), arms=3)
+    alone = analyse(record(outcome)).results[0]
+    outcome.arms["again"] = outcome.arms["arm1"].copy()
+    found = analyse(record(outcome)).results[0]
+    assert [g.estimate for g in found.gains] == [
+        *(g.estimate for g in alone.gains),
+        alone.gains[1].estimate,
+    ]
+    assert [n for n in found.notes if "counts once" in n] == [
+        "again: every score is that of arm1. Where two orders are the same, their runs are, too; "
+        "what they tell about seeds counts once."
+    ]
+
+
+@pytest.mark.parametrize(("seeds", "known"), [(1, False), (2, False), (3, True)])
+def test_luck_of_the_best_takes_in_seeds_or_is_not_told(seeds, known):
+    outcome = study(np.random.default_rng(3), seeds=seeds)
+    assert (analyse(record(outcome)).results[0].best is not None) == known
+
+
+def test_an_arm_without_runs_is_not_accused():
+    outcome = study(np.random.default_rng(2))
+    outcome.arms["arm0"][:] = np.nan
+    outcome.arms["arm1"][1] = np.nan
+    notes = analyse(record(outcome)).results[0].notes
+    assert notes == [
+        "arm0: each of seeds 0, 1, 2 is missing.",
+        "arm1: seed 1 is missing; the other pairs are used.",
+    ]
+
+
+def test_an_untested_gain_makes_no_headline():
+    outcome = study(np.random.default_rng(2), effects={"arm0": 0.3}, level=0.4)
+    outcome.arms["arm0"][1:] = np.nan
+    found = analyse(record(outcome))
+    assert max(found.results[0].gains, key=lambda g: g.estimate.mean).arm == "arm0"
+    said = verdict(record(outcome), found)
+    assert said.kind == "no difference"
+    assert "arm0" not in said.sentences[0].lower()
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_no_order_above_the_baseline_is_not_called_the_highest_above_it(seeds):
+    effects = {f"arm{i}": -0.3 for i in range(5)}
+    outcome = study(np.random.default_rng(2), seeds=seeds, questions=300, effects=effects)
+    said = verdict(record(outcome), analyse(record(outcome)))
+    assert ("no order came out above" in said.sentences[1]) == (seeds == 2)
+    if seeds == 3:
+        assert said.sentences[0].startswith("No order beat the random shuffle")
+        assert "the others are equal" in said.sentences[1]
+
+
 @pytest.mark.parametrize("size", [1, 2, 15, 300])
 def test_holm_is_statsmodels(size):
     rng = np.random.default_rng(size)
@@ -163,6 +217,18 @@ def test_model_at_the_floor_has_no_winner_and_stays_in_the_family():
     said = verdict(record(low), found)
     assert said.kind == "floor"
     assert "25.0%" in said.sentences[0]
+
+
+def test_seeds_that_differ_do_not_make_a_ceiling():
+    """85, 90 and 95% right: an interval over three seeds reaches 100%, 100 wrong answers do not."""
+    outcome = study(np.random.default_rng(2), questions=1000)
+    for arm, values in outcome.arms.items():
+        for row, rate in enumerate((0.85, 0.9, 0.95)):
+            values[row] = np.arange(1000) < 1000 * rate
+        outcome.arms[arm] = np.roll(values, len(arm), axis=1)
+    result = analyse(record(outcome)).results[0]
+    assert result.scores["random"].high == 1.0
+    assert not result.at_ceiling
 
 
 def test_ceiling():
@@ -258,6 +324,11 @@ def test_label_strength_is_spearmans_with_bonett_and_wrights_interval():
     assert found.visible
     assert not label_strength(check(0.0)).visible
     assert not label_strength(check(-0.5)).visible
+    assert [label_strength(check(rho)).word for rho in (0.4, 0.0, -0.5)] == [
+        "yes",
+        "no",
+        "the other way",
+    ]
 
 
 def test_label_strength_of_odd_labels():

@@ -164,6 +164,19 @@ def test_pooled_squares_agree_with_anova(missing):
         assert found.rest == pytest.approx(expected["Residual"])
 
 
+def test_arms_that_are_copies_count_once():
+    rng = np.random.default_rng(14)
+    arms = rng.standard_normal((2, 3, 4, 30)) + rng.standard_normal((2, 3, 4, 1))
+    arms[:, 1, 2] = np.nan
+    twice = pooled_squares(arms[:, [0, 1, 2, 1, 0, 2]])
+    once = pooled_squares(arms)
+    assert twice.df == once.df == 5
+    np.testing.assert_allclose(twice.seed, once.seed)
+    np.testing.assert_allclose(twice.rest, once.rest)
+    one = pooled_squares(arms[0, [0, 0]])
+    assert one is None
+
+
 def test_of_two_arms_the_pooled_square_is_their_own():
     rng = np.random.default_rng(11)
     arms = rng.standard_normal((2, 5, 30)) + rng.standard_normal((2, 5, 1))

@@ -67,7 +67,10 @@ def _changes(grid: Grid) -> list[str]:
     if len(wins) == 1:
         return [f"{capital(spoken(wins[0].strategy))} is the best in all {total} columns."]
     counted = [f"{spoken(w.strategy)} in {w.wins}" for w in wins]
-    return [f"The best order changes: of {total} columns, {listing(counted)}."]
+    return [
+        f"The best order changes: of {total} columns, {listing(counted)}. Luck alone would make it "
+        "change, too: of orders that differ by nothing, each is the best as often as any other."
+    ]
 
 
 def grid_section(analysis: Analysis) -> str:

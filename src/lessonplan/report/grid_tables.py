@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from lessonplan.report.formats import Cell, Datum, Table, words
 from lessonplan.report.tables import p_cell
+from lessonplan.statistics.crossed import LEAST_SEEDS, THESE_RUNS
 from lessonplan.statistics.family import ALPHA
 from lessonplan.statistics.grid import (
     CELL,
@@ -90,6 +91,9 @@ def gains_by_table(grid: Grid, by: str) -> Table:
     """Gain of each order over the baseline in each column of a kind, with what is known of it."""
     columns = _columns(grid, by)
     arms = list(dict.fromkeys(arm for c in columns for arm in c.gains))
+    few = any(
+        e.scope == THESE_RUNS and not math.isnan(e.low) for c in columns for e in c.gains.values()
+    )
     rows: list[list[Cell]] = []
     records: list[list[Datum]] = []
     for arm in arms:
@@ -113,7 +117,13 @@ def gains_by_table(grid: Grid, by: str) -> Table:
     return Table(
         f"grid_gains_by_{by}",
         f"Gain over {spoken(grid.baseline)} {_averaged(by)}, with 95% intervals where they are "
-        "known. A star: p below 0.05 after Holm's correction over this table. Descriptive.",
+        "known. A star: p below 0.05 after Holm's correction over this table. Descriptive."
+        + (
+            f" Where fewer than {LEAST_SEEDS} seeds are in common, or all alike, intervals speak "
+            "of these runs alone."
+            if few
+            else ""
+        ),
         ["order", *_heads(columns)],
         rows,
         ["by", "column", "order", "gain", "low", "high", "se", "df", "p", "p_holm", "scope",

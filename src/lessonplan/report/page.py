@@ -50,7 +50,7 @@ def page(record: Record, analysis: Analysis, pictures: Pictures) -> str:
         orders_section(record, analysis, pictures),
         labels_section(analysis),
         sources_section(record, analysis, pictures),
-        rates_section(analysis),
+        rates_section(record, analysis),
         quality_section(record, analysis),
         details_section(record, analysis),
     ]

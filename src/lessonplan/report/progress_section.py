@@ -52,7 +52,8 @@ def progress_section(record: Record, analysis: Analysis, pictures: Pictures) -> 
                 "efficiency",
                 "Questions that each order needs to the baseline's final score.",
                 "Where the mean curve first has what the baseline has at its end (dashed: the end "
-                "of the run). Bars are 95% intervals from resampling seeds and questions; an "
+                "of the run). Bars are 95% intervals from resampling seeds and questions (with one "
+                "or two seeds, questions alone); an "
                 "arrow: beyond the end, not reached. The baseline itself may be there early, since "
                 "a curve wavers: compare with it, not with the end.",
             ),
@@ -72,7 +73,8 @@ def progress_section(record: Record, analysis: Analysis, pictures: Pictures) -> 
                 pictures,
                 "forgetting",
                 "Gain over the baseline by how long ago the question's category was last seen.",
-                "Bars are 95% intervals from resampling seeds and categories.",
+                "Bars are 95% intervals from resampling seeds and categories (with one or two "
+                "seeds, categories alone).",
             ),
             f'<div class="dense">{to_html(recalls)}</div>',
         ]
@@ -110,19 +112,30 @@ def efficiency_sentences(found: list[Efficiency]) -> list[str]:
         where = f"{place_of(model, evaluation)}: " if len(places) > 1 else ""
         top = max(others, key=lambda e: e.gain.mean if e.gain else -math.inf)
         assert top.gain is not None
-        said.append(
-            f"{where}{_named(top.arm, where)} has the largest area under its learning curve, "
+        gained = (
             f"{signed(top.gain.mean, top.metric)}{unit(top.metric)} against {spoken(base.arm)} "
             f"({interval_words(top.gain, top.metric)})."
         )
+        said.append(
+            f"{where}{_named(top.arm, where)} has the largest area under its learning curve, "
+            f"{gained}"
+            if top.gain.mean > 0
+            else f"{where}{_named(base.arm, where)} has the largest area under its learning curve; "
+            f"the nearest order, {spoken(top.arm)}, has {gained}"
+        )
         soon = min(others, key=lambda e: e.reached)
+        itself = f"{spoken(base.arm)} itself first has it after {base.reached:,.0f}."
         if math.isinf(soon.reached):
-            said.append(f"No order reaches the final score of {spoken(base.arm)}.")
-        else:
+            said.append(f"No other order reaches the final score of {spoken(base.arm)}.")
+        elif soon.reached < base.reached:
             said.append(
                 f"{capital(spoken(soon.arm))} is the first to have the final score of "
-                f"{spoken(base.arm)}, after {soon.reached:,.0f} of {soon.end:,} questions; "
-                f"{spoken(base.arm)} itself first has it after {base.reached:,.0f}."
+                f"{spoken(base.arm)}, after {soon.reached:,.0f} of {soon.end:,} questions; {itself}"
+            )
+        else:
+            said.append(
+                f"No order has the final score of {spoken(base.arm)} sooner than it: the first, "
+                f"{spoken(soon.arm)}, after {soon.reached:,.0f} of {soon.end:,} questions; {itself}"
             )
     return said
 

@@ -41,7 +41,7 @@ from lessonplan.statistics.verdict import (
 
 BADGES = {
     "winner": "a gain beyond luck",
-    "no difference": "no difference found",
+    "no difference": "no gain beyond luck",
     "too few seeds": "no conclusion: too few seeds",
     "floor": "no conclusion: at the floor",
     "ceiling": "no conclusion: at the ceiling",
@@ -308,8 +308,11 @@ def labels_section(analysis: Analysis) -> str:
             f"{subject} predicts the loss of the untuned {label.model}: what it calls hard is hard "
             "for this model."
             if label.visible
-            else f"{subject} does not show in the loss of the untuned {label.model}: an order by "
-            "it may be just another shuffle to this model, and nothing can be concluded about it."
+            else f"{subject} goes against the loss of the untuned {label.model}: what it calls "
+            "hard is easy for this model, so easy to hard by it is hard to easy here."
+            if label.against
+            else f"{subject} was not shown to predict the loss of the untuned {label.model}: to "
+            "this model an order by it may be just another shuffle."
         )
     return (
         "<h2>Does the model notice the difficulty?</h2>"
@@ -317,17 +320,17 @@ def labels_section(analysis: Analysis) -> str:
     )
 
 
-def rates_section(analysis: Analysis) -> str:
+def rates_section(record: Record, analysis: Analysis) -> str:
     """Return the learning rate that each group received."""
     tables = [received_table(analysis.received, kind) for kind in ("difficulty", "category")]
-    shares = [r.relative for r in analysis.received if not math.isnan(r.relative)]
-    if not any(tables) or not shares:
+    if not any(tables) or all(math.isnan(r.relative) for r in analysis.received):
         return ""
+    rates = [np.asarray(picture.learning_rate) for picture in record.orders]
     note = (
         "The learning rate was the same for all questions, so it is not confounded with the order."
-        if np.ptp(shares) < 1e-9
+        if all(np.ptp(rate) <= 1e-9 * rate.max() for rate in rates if len(rate))
         else "A learning rate that changes along a run is confounded with the order: what comes "
-        "last is trained with the last, smallest steps. 100 is the mean over all questions."
+        "where it is small is trained with small steps. 100 is the mean over all questions."
     )
     body = "".join(f'<div class="dense">{to_html(t)}</div>' for t in tables if t is not None)
     return f"<h2>Learning rate received</h2><p>{note}</p>{body}"
@@ -407,7 +410,8 @@ def details_section(record: Record, analysis: Analysis) -> str:
         "order differs, with the errors and correlations found here.</p>"
         + (
             "<p>Cross-check: intervals from resampling seeds and questions independently, which "
-            f"counts their interaction more than once. {escape('; '.join(checks))}.</p>"
+            "counts their interaction more than once (with one or two seeds, questions alone). "
+            f"{escape('; '.join(checks))}.</p>"
             if checks
             else ""
         )

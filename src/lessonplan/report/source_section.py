@@ -104,7 +104,7 @@ def _leaks(analysis: Analysis, level: str) -> str:
         return ""
     said = []
     for found in (True, False):
-        chosen = [k for k in analysis.leaks if k.found == found]
+        chosen = [k for k in analysis.leaks if k.testable and k.found == found]
         if not chosen:
             continue
         names = listing(
@@ -126,6 +126,8 @@ def _leaks(analysis: Analysis, level: str) -> str:
             if found
             else f"No sign of it in {names}."
         )
+    if not all(k.testable for k in analysis.leaks):
+        said.append("Where the difficulty or the position is one and the same, it cannot be told.")
     return (
         f"<{level}>Does the difficulty give the answer's position away?</{level}>"
         "<p>A labelling model that leans to one letter calls hard whatever the other letters "

@@ -55,7 +55,9 @@ def _where(result: Result, shown: bool) -> list[Cell]:
 
 def few_seeds(results: Sequence[Result]) -> str:
     """Return what a caption adds where intervals say nothing of other seeds, else ""."""
-    if not any(e.scope == THESE_RUNS for r in results for e in r.scores.values()):
+    estimates = [e for r in results for e in r.scores.values()]
+    estimates += [g.estimate for r in results for g in r.gains if g.estimate is not None]
+    if not any(e.scope == THESE_RUNS for e in estimates):
         return ""
     return f" With fewer than {LEAST_SEEDS} seeds, intervals and p speak of these runs alone."
 
@@ -320,11 +322,10 @@ def labels_table(analysis: Analysis) -> Table | None:
                 Cell(rho, s.rho),
                 Cell(interval, s.low),
                 Cell(str(s.n), s.n),
-                words("yes" if s.visible else "no"),
+                words(s.word),
             ]
         )
-        seen = "yes" if s.visible else "no"
-        records.append([s.model, s.training, s.source, s.rho, s.low, s.high, s.n, seen])
+        records.append([s.model, s.training, s.source, s.rho, s.low, s.high, s.n, s.word])
     return Table(
         "labels",
         "Rank correlation (Spearman) of each difficulty label with the untuned model's loss on the "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from lessonplan.statistics.family import (
     Gain,
     all_pairs,
     best_of_all,
+    count_distinct,
     difference,
     gains,
     generalises,
@@ -189,12 +191,20 @@ def _untuned_score(outcome: Outcome) -> Estimate | None:
 def _limits(
     outcome: Outcome, baseline: Estimate | None, untuned: Estimate | None
 ) -> tuple[bool, bool]:
-    """Return whether neither model clears the floor, and whether the baseline may be perfect."""
+    """Return whether neither model clears the floor, and whether the baseline may be perfect.
+
+    Whether a few questions more could have been answered is a matter of the questions. An interval
+    over seeds, symmetric and with two degrees of freedom, reaches 100% from far below.
+    """
     if baseline is None or outcome.metric != ACCURACY:
         return False, False
     floor = max((f for f in floors(outcome) if f is not None), default=None)
     cleared = [floor is None or e.low > floor for e in (untuned, baseline) if e is not None]
-    return not any(cleared), baseline.high >= 1.0 - 1e-9  # Wilson's bound comes with rounding
+    values = outcome.arms[outcome.baseline][:, judged(outcome)]
+    by_question = values[complete_runs(values)].mean(axis=0, keepdims=True)
+    high = score_interval(by_question, outcome.metric).high
+    # Wilson's bound comes with rounding; a single question has none.
+    return not any(cleared), high >= 1.0 - 1e-9 or bool((by_question == 1.0).all())
 
 
 def _result(outcome: Outcome) -> Result:
@@ -220,7 +230,7 @@ def _result(outcome: Outcome) -> Result:
         for gain in gains(outcome)
     ]
     best = None
-    if found and not blocked:
+    if any(gain.testable for gain in found):  # of what seeds do, too few tell nothing
         values = np.stack([difference(outcome, g.arm, outcome.baseline) for g in found])
         best = best_of(values, pooled=pooled_arms(outcome))
     pairs = all_pairs(outcome) if judgeable else []
@@ -255,7 +265,11 @@ def typical_smallest(outcome: Outcome, gains: Sequence[Gain], level: float) -> f
         return None
     seeds = int(np.median([g.estimate.seeds for g in gains if g.estimate is not None]))
     smallest = smallest_gain(
-        found, seeds, int(judged(outcome).sum()), arms=len(gains) + 1, level=level
+        found,
+        seeds,
+        int(judged(outcome).sum()),
+        arms=min(len(gains) + 1, count_distinct(outcome)),
+        level=level,
     )
     return smallest if smallest > 0 else None
 
@@ -307,9 +321,11 @@ def _run_notes(outcome: Outcome) -> list[str]:
     notes = []
     have = {arm: complete_runs(values) for arm, values in outcome.arms.items()}
     base = have[outcome.baseline]
+    alike = {outcome.baseline}
     for arm, present in have.items():
         if arm == outcome.baseline:
             continue
+        both = present & base
         alone = present & ~base
         lacking = base & ~present
         if alone.any():
@@ -318,17 +334,26 @@ def _run_notes(outcome: Outcome) -> list[str]:
                 "with and was left out of the gain."
             )
         if lacking.any():
-            notes.append(f"{arm}: {_seeds(outcome, lacking)} is missing; the other pairs are used.")
-        if (difference(outcome, arm, outcome.baseline) == 0)[present & base].all():
+            rest = "; the other pairs are used" if both.any() else ""
+            notes.append(f"{arm}: {_seeds(outcome, lacking)} is missing{rest}.")
+        if _same(outcome, arm, outcome.baseline):
+            alike.add(arm)
             notes.append(
                 f"{arm}: every score is that of {outcome.baseline}. Check that the runs are its "
                 "own, and that the two orders differ."
             )
-    for arm, present in have.items():
-        alike = _copies(outcome.arms[arm], present)
-        if alike.any():
+    for arm, other in combinations(outcome.arms, 2):
+        if not {arm, other} & alike and _same(outcome, arm, other):
+            alike.add(other)
             notes.append(
-                f"{arm}: {_seeds(outcome, alike)} has the same scores, question by question. "
+                f"{other}: every score is that of {arm}. Where two orders are the same, their runs "
+                "are, too; what they tell about seeds counts once."
+            )
+    for arm, present in have.items():
+        copies = _copies(outcome.arms[arm], present)
+        if copies.any():
+            notes.append(
+                f"{arm}: {_seeds(outcome, copies)} has the same scores, question by question. "
                 "Copies of one run are no further seeds."
             )
     apart = int((~judged(outcome)).sum())
@@ -338,6 +363,13 @@ def _run_notes(outcome: Outcome) -> list[str]:
             "they are judged apart and do not count here."
         )
     return notes
+
+
+def _same(outcome: Outcome, arm: str, other: str) -> bool:
+    """Whether two arms have runs of the same seeds, and all their scores are the same."""
+    gap = difference(outcome, arm, other)
+    gap = gap[complete_runs(gap)]
+    return len(gap) > 0 and not gap.any()
 
 
 def _copies(values: FloatArray, present: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -101,12 +101,26 @@ class Pooled:
     Attributes:
         seed: mean square of the seed by arm interaction, ``[...]``, in the units of one arm.
         rest: mean square of what arm, seed and question leave, ``[...]``.
-        df: degrees of freedom of `seed`: (A - 1)(S - 1) where no run is missing.
+        df: degrees of freedom of `seed`: (A - 1)(S - 1) of A distinct arms with no run missing.
     """
 
     seed: FloatArray
     rest: FloatArray
     df: int
+
+
+def distinct_arms(arms: FloatArray) -> FloatArray:
+    """Return arms ``[..., A, S, Q]`` without those whose runs are all another's.
+
+    Two strategies can come to the same order, with labels that are all equal for instance. Their
+    runs are then one, and the second tells nothing more about seeds.
+    """
+    kept: list[int] = []
+    for number in range(arms.shape[-3]):
+        own = arms[..., number, :, :]
+        if not any(np.array_equal(own, arms[..., k, :, :], equal_nan=True) for k in kept):
+            kept.append(number)
+    return arms[..., kept, :, :]
 
 
 def pooled_squares(arms: FloatArray) -> Pooled | None:
@@ -115,12 +129,13 @@ def pooled_squares(arms: FloatArray) -> Pooled | None:
     Arm and seed are fitted by least squares to the runs that exist, question by question, and what
     is left is split into its mean over questions and the rest (Searle, Casella & McCulloch 1992,
     *Variance Components*, sections 4.6 and 5.3). Where no run is missing these are the mean squares
-    of the balanced three-way layout.
+    of the balanced three-way layout. Arms that are the same count once (`distinct_arms`).
 
     Args:
         arms: ``[..., A, S, Q]`` with Q at least 2; a run of NaN is missing, the same ones in all
             studies of the leading axes.
     """
+    arms = distinct_arms(arms)
     n_arms, n_seeds, n_questions = arms.shape[-3:]
     present = ~np.isnan(arms[..., 0]).reshape(-1, n_arms, n_seeds).any(axis=0)
     arm, seed = np.nonzero(present)

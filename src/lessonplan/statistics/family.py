@@ -15,6 +15,7 @@ from lessonplan.statistics.crossed import (
     Estimate,
     Pooled,
     complete_runs,
+    distinct_arms,
     mean_interval,
     pooled_squares,
 )
@@ -103,6 +104,12 @@ def pooled_arms(outcome: Outcome, chosen: NDArray[np.bool_] | None = None) -> Po
     if kept.sum() < 2:
         return None
     return pooled_squares(np.stack([values[:, kept] for values in outcome.arms.values()]))
+
+
+def count_distinct(outcome: Outcome) -> int:
+    """Return how many arms there are, counting those whose scores are all the same once."""
+    kept = judged(outcome)
+    return len(distinct_arms(np.stack([values[:, kept] for values in outcome.arms.values()])))
 
 
 def gains(outcome: Outcome) -> list[Gain]:

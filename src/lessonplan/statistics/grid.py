@@ -23,7 +23,7 @@ from lessonplan.statistics.crossed import (
     mean_interval,
     pooled_squares,
 )
-from lessonplan.statistics.family import difference, holm, judged
+from lessonplan.statistics.family import difference, holm, judged, seeds_differ
 from lessonplan.statistics.luck import best_of
 from lessonplan.statistics.result import Result
 from lessonplan.statistics.sources import KINDS, strategy_of
@@ -363,19 +363,25 @@ def _column(
             if not np.isnan(gap).all():
                 gaps[arm] = gap
     pooled = _pooled(gaps)
+    alike = not any(seeds_differ(r.outcome) for r in used)
+
+    def estimate(values: FloatArray, weight: float = 2.0) -> Estimate:
+        found = mean_interval(values, pooled=pooled, weight=weight)
+        return replace(found, scope=THESE_RUNS) if alike else found
+
     return Column(
         by=by,
         name=name,
         scores=scores,
-        gains={arm: mean_interval(gap, pooled=pooled) for arm, gap in gaps.items()},
-        best=[b for s in settings if (b := _best(s, gaps, baseline, pooled)) is not None],
+        gains={arm: estimate(gap) for arm, gap in gaps.items()},
+        best=[b for s in settings if (b := _best(s, gaps, baseline, pooled, alike)) is not None],
         contrasts=[
             contrast_of(
                 kind,
                 setting,
                 other,
                 both,
-                mean_interval(values, pooled=pooled, weight=2.0 / len(both)),
+                estimate(values, 2.0 / len(both)),
             )
             for kind, setting, other, strategies in setting_pairs(settings)
             for both, values in [_contrast(setting, other, strategies, gaps)]
@@ -399,7 +405,11 @@ def _pooled(gaps: dict[str, FloatArray]) -> Pooled | None:
 
 
 def _best(
-    setting: Setting, gaps: dict[str, FloatArray], baseline: str, pooled: Pooled | None
+    setting: Setting,
+    gaps: dict[str, FloatArray],
+    baseline: str,
+    pooled: Pooled | None,
+    alike: bool,
 ) -> Best | None:
     have = [(strategy, arm) for strategy, arm in setting.arms.items() if arm in gaps]
     if not have:
@@ -408,6 +418,9 @@ def _best(
     if found is None:
         return None
     strategy, arm = have[found.index] if found.gain > 0 else (baseline, baseline)
+    if alike or found.scope == THESE_RUNS:
+        # What luck gives takes in what seeds do, which is unknown.
+        return Best(setting.name, strategy, arm, found.k, found.gain, {})
     return Best(
         setting.name, strategy, arm, found.k, found.gain, {RUNS: found.luck}, found.low,
         found.high, found.p,

@@ -23,6 +23,7 @@ class LabelStrength:
             than four questions carry it.
         visible: whether the whole interval lies above 0. A label that is not visible to the model
             may make its curriculum a placebo.
+        against: whether all of it lies below 0: what the label calls hard is easy for this model.
     """
 
     model: str
@@ -33,6 +34,12 @@ class LabelStrength:
     high: float
     n: int
     visible: bool
+    against: bool = False
+
+    @property
+    def word(self) -> str:
+        """How tables say it: "yes", "no", or "the other way"."""
+        return "yes" if self.visible else "the other way" if self.against else "no"
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,17 @@ def label_strength(check: LabelCheck, confidence: float = 0.95) -> LabelStrength
     Questions without a label or a loss are left out.
     """
     rho, low, high, n = rank_correlation(check.difficulty, check.loss, confidence)
-    visible = bool(low > 0)
-    return LabelStrength(check.model, check.training, check.source, rho, low, high, n, visible)
+    return LabelStrength(
+        check.model,
+        check.training,
+        check.source,
+        rho,
+        low,
+        high,
+        n,
+        visible=bool(low > 0),
+        against=bool(high < 0),
+    )
 
 
 def difficulty_bands(difficulty: FloatArray) -> tuple[NDArray[np.int64], list[str]]:

@@ -127,5 +127,6 @@ def best_of(
         level = float(np.quantile(least, 1 - confidence))
         half = float(stdtrit(best.df, 1 - level / 2)) * best.se
         low, high = best.mean - half, best.mean + half
-    p = float((least <= best.p).mean())
+    # One more of either, so that it is never 0 (Phipson & Smyth 2010).
+    p = float(((least <= best.p).sum() + 1) / (DRAWS + 1))
     return BestOf(present[top], best.mean, luck, low, high, p, len(present), best.scope)

@@ -43,7 +43,7 @@ class Result:
             matter; floor: the larger; None where unknown.
         at_floor: neither the untuned model nor the baseline clears the floor.
         at_ceiling: the baseline cannot be told from perfect.
-        best: the best of the K gains beside luck; None where there is none, or at floor or ceiling.
+        best: the best of the K gains beside luck; None where no gain is testable.
         pairs: every two arms compared; best_of_all: the arm that beats all others, if one does.
         smallest: the gain that would have been seen with a power of 80% at the first step of Holm's
             procedure (`typical_smallest`); None where no arm is testable.

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from lessonplan.evaluation.outcomes import LabelSource, Outcome
 from lessonplan.seeds import stream
 from lessonplan.statistics.crossed import Estimate, mean_interval
-from lessonplan.statistics.family import ALPHA, difference, generalises, holm, judged, pooled_arms
+from lessonplan.statistics.family import (
+    ALPHA,
+    difference,
+    generalises,
+    holm,
+    judged,
+    pooled_arms,
+    seeds_differ,
+)
 from lessonplan.statistics.labels import rank_correlation
 
 FloatArray = NDArray[np.float64]
@@ -101,6 +109,11 @@ class Leak:
     bins: int
 
     @property
+    def testable(self) -> bool:
+        """Whether both the difficulty and the position vary."""
+        return self.bins > 1 and self.position_bits > 0
+
+    @property
     def found(self) -> bool:
         """Whether the difficulty tells more of the position than luck would have it."""
         return self.p < LEAK_LEVEL
@@ -122,6 +135,7 @@ class SourceGain:
         score, other_score: means over the seeds that both have.
         estimate: of the difference.
         blocked: "floor" or "ceiling" where scores there say nothing about labels, else "".
+        alike: whether the seeds' runs are all the same, so that they say no more than one.
         p_holm: corrected by Holm over the study, pooled lines and single ones apart; None where
             nothing is claimed beyond these runs.
     """
@@ -140,12 +154,13 @@ class SourceGain:
     other_score: float
     estimate: Estimate
     blocked: str = ""
+    alike: bool = False
     p_holm: float | None = None
 
     @property
     def testable(self) -> bool:
-        """At least three seeds and two questions, neither at the floor nor at the ceiling."""
-        return not self.blocked and generalises(self.estimate)
+        """Three seeds that differ, two questions, neither at the floor nor at the ceiling."""
+        return not self.blocked and not self.alike and generalises(self.estimate)
 
     @property
     def found(self) -> bool:
@@ -414,7 +429,7 @@ def _pair_gains(
     cells: dict[tuple[str, str], dict[str, str]],
     blocked: str,
 ) -> list[SourceGain]:
-    kept, pooled_seeds = judged(outcome), pooled_arms(outcome)
+    kept, pooled_seeds, alike = judged(outcome), pooled_arms(outcome), not seeds_differ(outcome)
     parts: dict[tuple[str, str], tuple[FloatArray, FloatArray]] = {}
     for cell, arms in cells.items():
         if source in arms and other in arms:
@@ -445,6 +460,7 @@ def _pair_gains(
             other_score=score - estimate.mean,
             estimate=estimate,
             blocked=blocked,
+            alike=alike,
         )
 
     lines = [line([cell], len(parts) == 1, *part) for cell, part in parts.items()]

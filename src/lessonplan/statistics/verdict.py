@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lessonplan.errors import counted
 from lessonplan.evaluation.outcomes import Record, open_runs, place_of
 from lessonplan.evaluation.scores import LIKELIHOODS
+from lessonplan.orders import STRATEGIES
 from lessonplan.statistics.analysis import Analysis
 from lessonplan.statistics.crossed import LEAST_SEEDS, THESE_RUNS, Estimate
 from lessonplan.statistics.family import Gain
@@ -15,14 +16,6 @@ from lessonplan.statistics.result import ACCURACY, Result
 from lessonplan.statistics.sources import SourceGain
 
 MINUS = "\N{MINUS SIGN}"
-STRATEGIES = {
-    "random",
-    "blocked",
-    "interleaved",
-    "curriculum",
-    "blocked_curriculum",
-    "interleaved_curriculum",
-}
 # Metric -> the unit of a gain in it, and the decimals that it is read with.
 UNITS = {
     ACCURACY: ("points", 1),
@@ -133,11 +126,13 @@ def result_verdict(result: Result) -> Verdict:
                 "interval.",
             ),
         )
-    best = max(measured, key=_mean)
-    if not any(g.testable for g in measured):
-        return _too_few(result, best)
-    winners = sorted((g for g in measured if g.winner), key=_mean, reverse=True)
-    return _winner(result, winners, metric) if winners else _no_difference(result, best)
+    tested = [g for g in measured if g.testable]
+    if not tested:
+        return _too_few(result, max(measured, key=_mean))
+    winners = sorted((g for g in tested if g.winner), key=_mean, reverse=True)
+    if winners:
+        return _winner(result, winners, metric)
+    return _no_difference(result, max(tested, key=_mean))
 
 
 def _mean(gain: Gain) -> float:
@@ -179,13 +174,18 @@ def _too_few(result: Result, best: Gain) -> Verdict:
         runs = "one seed" if seeds == 1 else f"{seeds} seeds"
         reason = f"each order was run with {runs}, and at least {LEAST_SEEDS} are needed"
     scope = "over the questions, for these runs alone" if best.estimate.scope == THESE_RUNS else ""
+    gained = f"{signed(best.estimate.mean, metric)}{unit(metric)}"
     return Verdict(
         "too few seeds",
         (
             f"Nothing can be concluded yet: {reason} to tell an order from luck.",
-            f"In these runs {spoken(best.arm)} came out highest, "
-            f"{signed(best.estimate.mean, metric)}{unit(metric)} against {base} "
-            f"({interval_words(best.estimate, metric)}{', ' if scope else ''}{scope}).",
+            (
+                f"In these runs {spoken(best.arm)} came out highest, {gained} against {base}"
+                if best.estimate.mean > 0
+                else f"In these runs no order came out above {base}; the nearest, "
+                f"{spoken(best.arm)}, stands at {gained}"
+            )
+            + f" ({interval_words(best.estimate, metric)}{', ' if scope else ''}{scope}).",
         ),
     )
 
@@ -228,7 +228,7 @@ def _no_difference(result: Result, best: Gain) -> Verdict:
     )
     first += (
         f": the highest, {spoken(best.arm)}, stands at {signed(best.estimate.mean, metric)}"
-        f"{unit(metric)} ({interval_words(best.estimate, metric)})"
+        f"{unit(metric)} ({_interval_of_chosen(result, best)})"
     )
     second = ""
     if result.best is not None and result.best.k > 1:
@@ -236,7 +236,11 @@ def _no_difference(result: Result, best: Gain) -> Verdict:
             f"luck alone gives the best of {result.best.k} orders "
             f"{signed(result.best.luck, metric)}{unit(metric)} on average, and "
         )
-    second += "this does not show that the orders are equal"
+    second += (
+        "this does not show that the others are equal to it"
+        if losers
+        else ("this does not show that the orders are equal")
+    )
     if result.smallest is not None:
         second += (
             f": only a gain of about {amount(result.smallest, metric)} or more would have been "
@@ -244,6 +248,18 @@ def _no_difference(result: Result, best: Gain) -> Verdict:
         )
     second = capital(second) + "."
     return Verdict("no difference", (first + ".", second), _losers(result))
+
+
+def _interval_of_chosen(result: Result, chosen: Gain) -> str:
+    """Return the interval of the highest gain: one that allows for its having been chosen."""
+    assert chosen.estimate is not None
+    metric, best = result.outcome.metric, result.best
+    if best is None or best.k == 1 or result.gains[best.index].arm != chosen.arm:
+        return interval_words(chosen.estimate, metric)
+    return (
+        f"95% interval {signed(best.low, metric)} to {signed(best.high, metric)}, allowing for the "
+        f"choice of {best.k}"
+    )
 
 
 def _losers(result: Result) -> tuple[str, ...]:
@@ -278,6 +294,8 @@ def source_sentence(gain: SourceGain) -> str:
         lacking = f"{runs}, where {LEAST_SEEDS} seeds are needed"
         if e.questions == 1:
             lacking = "a single question"
+        elif gain.alike and e.seeds >= LEAST_SEEDS:
+            lacking = f"the runs of all seeds are the same, where {LEAST_SEEDS} others are needed"
         return f"{told} ({interval}) in these runs alone: {lacking} to tell it from luck."
     told += f" ({interval}; {chance_of(gain.p_holm)} after Holm's correction)"
     return f"{told}: {'beyond luck' if gain.found else 'no difference that luck cannot explain'}."
@@ -330,10 +348,15 @@ def verdict(record: Record, analysis: Analysis) -> Verdict:
                 if known
                 else "it does not vary, or too few questions carry it"
             )
+            subject = f"The difficulty “{label.source}”"
+            loss = f"the loss of the untuned {label.model} on {label.training} ({found})"
             caveats.append(
-                f"Nothing can be concluded about easy to hard orders by the difficulty "
-                f"“{label.source}”: it does not predict the loss of the untuned {label.model} on "
-                f"{label.training} ({found}), so to this model they may be just another shuffle."
+                f"{subject} goes against {loss}: what it calls hard is easy for this model, so "
+                "its easy to hard orders are hard to easy here."
+                if label.against
+                else f"{subject} was not shown to predict {loss}: to this model its easy to hard "
+                "orders may be just another shuffle, and their gain or loss does not speak of "
+                "easy to hard."
             )
     caveats += _source_caveat(analysis)
     if not results:
