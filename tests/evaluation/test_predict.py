@@ -234,6 +234,17 @@ def test_evaluate_with_and_without_an_adapter(tiny_llama: Path, tmp_path: Path) 
             assert found["loglikelihood"][k] == pytest.approx(expected, abs=2e-4)
 
 
+def test_scores_that_are_no_numbers_choose_nothing(tiny_llama: Path, tmp_path: Path) -> None:
+    network = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
+    adapter = add_adapter(network, rank=2, alpha=4, dropout=0.0)
+    with torch.no_grad():
+        for part in adapter.parameters:
+            part.fill_(1e30)
+    adapter.save(tmp_path / "huge", "m")
+    with pytest.raises(InputError, match=r"log-likelihoods by .* are no finite numbers"):
+        evaluate(bank(), str(tiny_llama), adapter=tmp_path / "huge", recipe=Recipe(threads=1))
+
+
 @pytest.mark.parametrize("name", ["medmcqa_dev_2400.jsonl", "medqa_us_test_700.jsonl"])
 def test_real_exam_questions(shared_data: Path, network, tokenizer, name: str) -> None:
     """Real texts (dirty, long, with symbols) in both forms, some of them cut."""

@@ -55,6 +55,32 @@ def test_resumed_within_an_epoch(done: int) -> None:
     assert list(resumed) == ORDER[0].tolist()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("n", [5, 8])
+def test_a_place_saved_after_any_batch_is_gone_on_from(n: int, workers: int) -> None:
+    """A loader draws the last rows, and with workers many more, before it gives them out."""
+    order = np.stack([np.random.default_rng(i).permutation(n) for i in range(2)])
+    wanted = [batch.tolist() for epoch in order for batch in np.split(epoch, range(2, n, 2))]
+    for saved in range(1, len(wanted) + 1):
+        sampler, trained = OrderSampler(order), []
+        loader = DataLoader(range(n), batch_size=2, sampler=sampler, num_workers=workers)
+        state = None
+        while state is None:
+            seen = 0
+            for batch in loader:
+                trained.append(batch.tolist())
+                seen += len(batch)
+                if len(trained) == saved:
+                    state = sampler.state_dict(seen=seen)
+                    break
+        resumed = OrderSampler(order)
+        resumed.load_state_dict(state)
+        loader = DataLoader(range(n), batch_size=2, sampler=resumed, num_workers=workers)
+        while len(trained) < len(wanted):
+            trained += [batch.tolist() for batch in loader]
+        assert trained[: len(wanted)] == wanted
+
+
 def test_another_number_of_processes() -> None:
     order = np.arange(12)
     state = OrderSampler(order, world_size=2).state_dict(seen=6)

@@ -13,7 +13,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lessonplan.models.batch import batches_by_length, common_beginning, tree_mask
-from lessonplan.models.engine import Engine, PlainWayWarning, _target_logprobs
+from lessonplan.models.engine import (
+    Engine,
+    PlainWayWarning,
+    _rounded_off,
+    _target_logprobs,
+)
 from lessonplan.models.loading import _package_file, load, resolve
 from lessonplan.models.presets import PRESETS
 from lessonplan.models.rows import Text, question_texts, token_rows
@@ -425,6 +430,44 @@ def test_attention_in_chunks_is_noticed(tokenizer, rows) -> None:
     with pytest.warns(PlainWayWarning):
         engine = Engine(network)
     close(engine.score(rows)[0], expected)
+
+
+def test_letters_in_bfloat16_do_not_tie(tiny_llama: Path, tokenizer) -> None:
+    """Rounded logits would often be alike, and the first letter chosen."""
+    network = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.bfloat16)
+    network = network.requires_grad_(False).eval()
+    letters = ["A", "B", "C", "D"]
+    texts = [Text("", f"Which is number {i}?", "", letters) for i in range(20)]
+    rows = token_rows(tokenizer, texts, max_tokens=99)
+    ids = rows[0].target[-4:]
+    assert len(set(ids.tolist())) == 4
+    # Letters that a model finds nearly alike: logits of about 10, and a little of each one's own.
+    state = network.model(torch.from_numpy(rows[0].ids)[None]).last_hidden_state[0, -1].float()
+    own = torch.randn((4, len(state)), generator=torch.Generator().manual_seed(0))
+    near = 10 * state / state.square().sum() + own / 200
+    network.lm_head.weight[torch.from_numpy(ids)] = near.to(torch.bfloat16)
+    rounded = 0
+    for row in rows:
+        prompt = torch.from_numpy(row.ids[: row.read[-1] + 1])[None]
+        logits = network(prompt).logits[0, -1][torch.from_numpy(ids)]
+        rounded += len(set(logits.tolist())) < 4
+    assert rounded > 3
+    engine = Engine(network)
+    assert engine.reading
+    for found in engine.score(rows)[0]:
+        assert len(set(found.tolist())) == 4
+
+
+def test_what_a_half_precision_head_rounds_off() -> None:
+    torch.manual_seed(0)
+    head = torch.nn.Linear(64, 500).to(torch.bfloat16)
+    states = 20 * torch.randn(7, 64).to(torch.bfloat16)
+    spot, target = torch.randint(7, (40,)), torch.randint(500, (40,))
+    logits = head(states)
+    found = logits[spot, target].float() + _rounded_off(head, states, logits, spot, target)
+    exact = torch.nn.functional.linear(states.double(), head.weight.double(), head.bias.double())
+    torch.testing.assert_close(found.double(), exact[spot, target], atol=1e-4, rtol=1e-5)
+    assert (logits[spot, target].double() - exact[spot, target]).abs().max() > 1e-2
 
 
 # Keeping the lower layers' output.

@@ -630,6 +630,19 @@ def test_what_on_step_raises_ends_the_processes(tiny_llama, tmp_path, rows, monk
     assert time.monotonic() - started < 30
 
 
+def test_a_run_for_several_gpus_is_written_down_where_they_are(
+    tiny_llama: Path, tmp_path: Path, rows, monkeypatch
+) -> None:
+    """How many processes there will be is for torchrun to say."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    of = recipe(device="cuda", optimizer="paged_adamw_8bit")
+    file = write_spec(tiny_llama, rows, ORDER, of, seed=3, out=tmp_path / "out")
+    spec = Spec.model_validate_json(file.read_text())
+    assert with_trl._arguments(spec)["optim"] == "paged_adamw_8bit"
+    with pytest.raises(InputError, match="4 GPUs are visible to one process"):
+        tune_with_trl(tiny_llama, rows, ORDER, of, seed=3, out=tmp_path / "other")
+
+
 def test_the_command(tiny_llama: Path, tmp_path: Path, rows, capsys) -> None:
     assert with_trl.main([]) == 2
     assert "usage" in capsys.readouterr().err

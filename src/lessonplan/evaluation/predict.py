@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lessonplan.data.features import are_completions
+from lessonplan.errors import InputError
 from lessonplan.evaluation.scores import choose
 from lessonplan.models.rows import Row, question_rows, token_rows, unconditional_texts
 from lessonplan.models.scores import option_scores
@@ -157,6 +159,10 @@ def evaluate(
 
     Returns:
         The table of `predictions`.
+
+    Raises:
+        InputError: settings that do not go with the data or the model, a question that does not
+            fit, or log-likelihoods that are no finite numbers.
     """
     from lessonplan.models.engine import Engine
     from lessonplan.models.lora import load_adapter
@@ -169,4 +175,10 @@ def evaluate(
         load_adapter(loaded.network, Path(adapter))
     rows, unconditional = scoring_rows(loaded.tokenizer, questions, scoring, recipe.max_tokens)
     engine = Engine(loaded.network, longest=recipe.max_tokens)
-    return predictions(engine, questions, rows, unconditional, scoring)
+    table = predictions(engine, questions, rows, unconditional, scoring)
+    if not pc.all(pc.is_finite(pc.list_flatten(table["loglikelihood"])), min_count=0).as_py():
+        raise InputError(
+            f"The log-likelihoods by {model} are no finite numbers: its weights or the adapter's "
+            f"are broken, or too large for dtype: {recipe.dtype}."
+        )
+    return table

@@ -150,8 +150,11 @@ class Engine:
         size = max(1, LOGITS // head.out_features)
         for first in range(0, len(states), size):
             here = (first <= batch.spot) & (batch.spot < first + size)
-            logits = head(states[first : first + size]).float()
-            found[here] = _target_logprobs(logits, batch.spot[here] - first, batch.target[here])
+            part = states[first : first + size]
+            logits, spot, target = head(part), batch.spot[here] - first, batch.target[here]
+            found[here] = _target_logprobs(logits.float(), spot, target)
+            if logits.dtype != torch.float32:
+                found[here] += _rounded_off(head, part, logits, spot, target)
         return found
 
     def option_sums(
@@ -402,6 +405,18 @@ class _TargetLogprob(torch.autograd.Function):
         out = exponentials.mul_((-of_spot / total)[:, None])
         out.index_put_((spot, target), gradient, accumulate=True)
         return out, None, None
+
+
+def _rounded_off(head: Any, states: Tensor, logits: Tensor, spot: Tensor, target: Tensor) -> Tensor:
+    """Return by how much the targets' logits are rounded, float32 ``[R]``.
+
+    In bfloat16 logits of 8 to 16 are multiples of 1/16, so the likeliest letters often tie, and a
+    tie goes to the first. The normaliser's rounding is the same for all letters.
+    """
+    exact: Tensor = (states[spot].float() * head.weight[target].float()).sum(dim=-1)
+    if getattr(head, "bias", None) is not None:
+        exact = exact + head.bias[target].float()
+    return exact - logits[spot, target].float()
 
 
 _target_logprobs: Callable[[Tensor, Tensor, Tensor], Tensor] = _TargetLogprob.apply

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.util
 import json
@@ -188,6 +189,7 @@ def load(
         options["device_map"] = {"": device}
     elif quantization != "none":
         raise InputError(f"quantization must be 'none' or 'nf4', not {quantization!r}.")
+    check_device(device)
     with _quiet(transformers_logging):
         try:
             network, report = AutoModelForCausalLM.from_pretrained(
@@ -213,6 +215,46 @@ def load(
             module.support_avx512bf16_for_cpu = False
     freeze(network)
     return Model(name, network.eval(), tokenizer, fingerprint(folder))
+
+
+def check_device(device: str) -> None:
+    """Make sure that torch has a device, and that a GPU gives the same bytes again.
+
+    Without CUBLAS_WORKSPACE_CONFIG and torch's deterministic algorithms, gradients on a GPU are
+    summed in any order (torch's page on reproducibility). Both hold for the whole process.
+
+    Raises:
+        InputError: torch does not know it, or has no GPU.
+    """
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise InputError(
+            f"device: torch knows no {device!r}. Take cpu, cuda, or a certain GPU such as cuda:1."
+        ) from None
+    if kind != "cuda":
+        return
+    if not torch.cuda.is_available():
+        raise InputError(
+            f"device: {device} needs a GPU and a torch that was built for it, and torch "
+            f"{torch.__version__} finds none here. Take device: cpu."
+        )
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def release() -> None:
+    """Give the memory of models back that nothing holds any more.
+
+    An engine's hooks hold it in a circle, which Python looks for only now and then.
+    """
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _nf4(compute_dtype: Any) -> Any:

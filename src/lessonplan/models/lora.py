@@ -50,6 +50,19 @@ class Lanes:
 
     sizes: dict[int, list[int]] = field(default_factory=dict)
 
+    def of(self, tokens: int) -> list[int]:
+        """Return how many of so many tokens belong to each adapter.
+
+        Raises:
+            RuntimeError: no product of the batch has so many.
+        """
+        if tokens not in self.sizes:
+            raise RuntimeError(
+                f"a layer got {tokens} tokens, and whose they are is known for "
+                f"{' or '.join(map(str, self.sizes)) or 'no number'} alone"
+            )
+        return self.sizes[tokens]
+
 
 class LoraLinear(nn.Module):
     """A frozen linear layer plus a trained low-rank update (Hu et al. 2021, arXiv 2106.09685).
@@ -79,7 +92,7 @@ class LoraLinear(nn.Module):
         dropping = self.dropout > 0 and self.training
         weight, bias = self.base.weight, self.base.bias
         tokens = x.numel() // x.shape[-1]
-        sizes = [tokens] if len(self.used) == 1 else self.lanes.sizes[tokens]
+        sizes = [tokens] if len(self.used) == 1 else self.lanes.of(tokens)
         if type(self.base) is FrozenLinear and not dropping and in_float32_on_cpu(x, weight):
             factors = [factor for pair in self.used for factor in pair]
             return low_rank(x, weight, bias, self.scaling, sizes, *factors)

@@ -159,13 +159,16 @@ def rotated_texts(questions: Any, *, template: str | None = None) -> list[list[T
     """Return every question K times in the letter form, its K options rotated by 0 to K - 1 places.
 
     In rotation r the letter number k stands before option ``(k + r) % K``, so over all of them each
-    option stands once behind each letter.
+    option stands once behind each letter. A question with options that speak of the others
+    (`points_elsewhere`) stands there once, as it is: "Both A and B" would be another option if
+    others stood behind A and B.
     """
     turned: dict[str, list[Any]] = {"question": [], "options": [], "answer": []}
     sizes = []
     for question, options in zip(questions["question"], questions["options"], strict=True):
-        sizes.append(len(options))
-        for r in range(len(options)):
+        turns = 1 if points_elsewhere(options) else len(options)
+        sizes.append(turns)
+        for r in range(turns):
             turned["question"].append(question)
             turned["options"].append([*options[r:], *options[:r]])
             turned["answer"].append(0)  # all letters stand in the text, whichever is right

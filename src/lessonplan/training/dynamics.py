@@ -40,7 +40,8 @@ def training_dynamics(
         on_step: called with the number of questions trained on so far.
 
     Returns:
-        float64 ``[len(shares), n]``.
+        float64 ``[P, n]``, a row for each step that a share ends at: `shares` of them, or fewer
+        where a run has few steps.
 
     Raises:
         InputError, TuningError: as `lessonplan.train`.

@@ -165,6 +165,16 @@ class Recipe(Strict):
         return self.batch_size * self.accumulation
 
 
+def against_tuning(recipe: Recipe) -> str:
+    """Return why nothing can be tuned so, "" where it can."""
+    if recipe.dtype == "float16":
+        return (
+            "dtype: float16 is for evaluating. In tuning it loses small gradients, since losses "
+            "are not scaled here; take bfloat16 or float32"
+        )
+    return ""
+
+
 def against_lockstep(recipe: Recipe) -> str:
     """Return why a recipe's runs cannot be tuned in lock-step, or ""."""
     if recipe.trainer == "trl":

@@ -69,6 +69,7 @@ class OrderSampler(Sampler[int]):
         self.world_size = world_size
         self.epoch = 0
         self._resume = self._drawn = 0
+        self._begun: int | None = None  # the epoch of the pass that was begun last
         self._digest = hashlib.sha256(np.ascontiguousarray(epochs, "<i8").tobytes()).hexdigest()
 
     def __len__(self) -> int:
@@ -77,7 +78,7 @@ class OrderSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         epoch, start = self.epoch, self._resume
-        self._resume, self._drawn = 0, start
+        self._resume, self._drawn, self._begun = 0, start, epoch
         rows = self.rows[epoch % len(self.rows)]
         for i in range(start, len(rows)):
             self._drawn = i + 1
@@ -86,6 +87,7 @@ class OrderSampler(Sampler[int]):
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of an epoch; a place inside it that was loaded is kept."""
+        self._begun = None
         if epoch != self.epoch:
             self.epoch, self._resume, self._drawn = epoch, 0, 0
 
@@ -93,11 +95,14 @@ class OrderSampler(Sampler[int]):
         """Return the place in the order, to go on from after an interruption.
 
         Args:
-            seen: rows of this epoch that were trained, those of all processes together. None: all
-                that were drawn, which with workers are more, since they fetch ahead.
+            seen: rows that were trained of the epoch whose pass was begun last, those of all
+                processes together. None: all that were drawn, which are more: a loader with workers
+                fetches ahead, and any loader draws the last rows before it gives them out.
         """
-        rows = self._drawn * self.world_size if seen is None else seen
-        return {"epoch": self.epoch, "seen": rows, "order": self._digest}
+        epoch, rows = self.epoch, self._drawn * self.world_size
+        if seen is not None:
+            epoch, rows = self._begun if seen and self._begun is not None else epoch, seen
+        return {"epoch": epoch, "seen": rows, "order": self._digest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a place, with as many processes as divide the rows seen.
@@ -113,7 +118,7 @@ class OrderSampler(Sampler[int]):
                 f"The state is after {counted(int(state['seen']), 'row')} of an epoch, and "
                 f"{self.world_size} processes of {counted(len(self), 'row')} each cannot be there."
             )
-        self.epoch, self._resume = int(state["epoch"]), start
+        self.epoch, self._resume, self._begun = int(state["epoch"]), start, None
         if start == len(self):
             self.epoch, self._resume = self.epoch + 1, 0
         self._drawn = self._resume

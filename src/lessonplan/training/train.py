@@ -15,7 +15,7 @@ from lessonplan.models.loading import Model, check_length, load, load_tokenizer,
 from lessonplan.models.lora import Adapter, add_adapter
 from lessonplan.models.rows import Row, question_rows
 from lessonplan.orders import Unlabelled, labels_used, order
-from lessonplan.training.recipe import Recipe, Scoring, check_completions
+from lessonplan.training.recipe import Recipe, Scoring, against_tuning, check_completions
 from lessonplan.training.tune import TuningLog, tune
 
 
@@ -42,7 +42,13 @@ def load_for(model: str, recipe: Recipe, *, trust_remote_code: bool = False) -> 
 def prepare(
     model: str, recipe: Recipe, *, trust_remote_code: bool = False
 ) -> tuple[Model, Engine, Adapter]:
-    """Load a model, add a fresh adapter to it, and make the engine for both."""
+    """Load a model, add a fresh adapter to it, and make the engine for both.
+
+    Raises:
+        InputError: as `load_for`; weights in float16.
+    """
+    if problem := against_tuning(recipe):
+        raise InputError(f"{problem}.")
     loaded = load_for(model, recipe, trust_remote_code=trust_remote_code)
     shape = recipe.adapter
     layers = None if shape.layers == "all" else shape.layers

@@ -31,7 +31,14 @@ import torch
 from numpy.typing import NDArray
 
 from lessonplan.errors import InputError, first_line
-from lessonplan.models.loading import check_length, fingerprint, load, resolve
+from lessonplan.models.loading import (
+    check_device,
+    check_length,
+    fingerprint,
+    load,
+    release,
+    resolve,
+)
 from lessonplan.models.rows import Row
 from lessonplan.seeds import stream_seed
 from lessonplan.training.in_order import (
@@ -43,7 +50,7 @@ from lessonplan.training.in_order import (
     ordered_dataset,
     write_json,
 )
-from lessonplan.training.recipe import Recipe, Strict
+from lessonplan.training.recipe import Recipe, Strict, against_tuning
 from lessonplan.training.trainer_args import check_trainer_args
 from lessonplan.training.tune import TuningError, TuningLog
 
@@ -165,14 +172,17 @@ def write_spec(
     again after an interruption, and goes on from the last checkpoint.
     """
     spec = _spec(model, recipe, seed=seed, out=out, **settings)
-    check(spec, processes=1)
+    check(spec, processes=None)
     if not spec.resume:
         _check_empty(spec.out)
     return _write(spec, lay_out(rows, order))
 
 
-def check(spec: Spec, processes: int) -> None:
+def check(spec: Spec, processes: int | None) -> None:
     """Refuse what the trainer cannot do as the recipe says.
+
+    Args:
+        processes: how many there will be; None where only the one who starts them knows.
 
     Raises:
         InputError: names the setting and why.
@@ -181,12 +191,14 @@ def check(spec: Spec, processes: int) -> None:
         if importlib.util.find_spec(package) is None:
             raise InputError(f"trainer: trl needs {package}: pip install 'lessonplan[trl]'.")
     recipe = spec.recipe
+    if problem := against_tuning(recipe):
+        raise InputError(f"{problem}.")
     if recipe.loss != "answer":
         raise InputError(
             f"loss: {recipe.loss} is for trainer: lessonplan alone. A choice compares all options "
             "of a question, and the trainer reads one answer a question; take loss: answer."
         )
-    if processes < 1 or recipe.batch_size % processes:
+    if processes is not None and (processes < 1 or recipe.batch_size % processes):
         raise InputError(
             f"batch_size: {recipe.batch_size} questions cannot be split evenly over {processes} "
             "processes; it counts those of all processes together."
@@ -396,6 +408,8 @@ def _run(
             spec.out / TRAINER / LOG,
             {"losses": log.losses.tolist(), "learning_rates": log.learning_rates.tolist()},
         )
+    del trainer, network, adapters
+    release()  # the trainer stands in a circle with its data loader
     return log
 
 
@@ -424,7 +438,7 @@ def _arguments(spec: Spec) -> dict[str, Any]:
         },
         # The step.
         "learning_rate": recipe.learning_rate,
-        "optim": "adamw_torch",
+        "optim": "adamw_torch" if recipe.optimizer == "adamw" else recipe.optimizer,
         "adam_beta1": 0.9,
         "adam_beta2": 0.999,
         "adam_epsilon": 1e-8,
@@ -457,6 +471,7 @@ def _network(spec: Spec, arguments: Any, scratch: Path) -> tuple[Any, Any]:
     from lessonplan.models.lora import add_adapter, load_weights, remove_adapter
 
     recipe, shape = spec.recipe, spec.recipe.adapter
+    check_device(recipe.device)  # where there is no GPU, the trainer would take the CPU
     folder = resolve(spec.model)
     check_length(folder, recipe.max_tokens, spec.model)
     loaded = load(
