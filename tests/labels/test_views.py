@@ -35,6 +35,7 @@ QUESTIONS = Dataset.from_dict(
     }
 )
 ANSWERS = np.array(QUESTIONS["answer"][:])
+SIZES = np.array([3, 4, 2])
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +74,31 @@ def test_each_option_stands_once_behind_each_letter() -> None:
             assert shown[0] == f"{letter}) {options[k]}"
 
 
+def test_options_that_point_at_others_stay_where_they_are(tiny: tuple[Any, Any]) -> None:
+    """Rotated, "Both A and B" would be another option."""
+    network, tokenizer = tiny
+    options = ["Fever", "Cough", "Rash", "Both A and B"]
+    questions = Dataset.from_dict(
+        {"id": ["p", "q"], "question": ["What?", "Which?"], "options": [options, options[:3]]}
+    )
+    groups = rotated_texts(questions)
+    assert [len(group) for group in groups] == [1, 3]
+    rows = view_rows(tokenizer, questions, "letter", template=None, max_tokens=400)
+    answers, sizes = np.array([3, 1]), np.array([4, 3])
+    view = local_view(Engine(network), rows, answers, sizes, "letter", "sum", name="tiny")
+    logprobs = letter_logprobs(network, tokenizer, "What?", options)
+    expected = np.exp(logprobs) / np.exp(logprobs).sum()
+    np.testing.assert_allclose(view.probabilities[0], expected, atol=1e-5)
+    assert view.loss[0] == pytest.approx(-logprobs[3], abs=1e-4)
+
+
 def test_letters_are_averaged_over_all_rotations(tiny: tuple[Any, Any]) -> None:
     network, tokenizer = tiny
     rows = view_rows(tokenizer, QUESTIONS, "letter", template=None, max_tokens=400)
     assert len(rows) == 3
     done = []
     view = local_view(
-        Engine(network), rows, ANSWERS, "letter", "sum", name="tiny", on_rows=done.append
+        Engine(network), rows, ANSWERS, SIZES, "letter", "sum", name="tiny", on_rows=done.append
     )
     assert sum(done) == 3
     for i, (question, options) in enumerate(
@@ -115,7 +134,7 @@ class AlwaysA:
 def test_a_model_that_always_says_a_sorts_nothing(tiny: tuple[Any, Any]) -> None:
     _, tokenizer = tiny
     rows = view_rows(tokenizer, QUESTIONS, "letter", template=None, max_tokens=400)
-    view = local_view(AlwaysA(), rows, ANSWERS, "letter", "sum", name="a")
+    view = local_view(AlwaysA(), rows, ANSWERS, SIZES, "letter", "sum", name="a")
     for p, options in zip(view.probabilities, QUESTIONS["options"], strict=True):
         np.testing.assert_allclose(p, 1 / len(options))
     share, low, chance = accuracy_over_chance(view, ANSWERS)
@@ -163,7 +182,7 @@ def test_a_server_with_the_same_letters_gives_the_same_view(
     assert view.tokens == 12
     assert view.missing.sum() == 0
     rows = view_rows(tokenizer, QUESTIONS, "letter", template=None, max_tokens=400)
-    local = local_view(Engine(network), rows, ANSWERS, "letter", "sum", name="m")
+    local = local_view(Engine(network), rows, ANSWERS, SIZES, "letter", "sum", name="m")
     for p, q in zip(view.probabilities, local.probabilities, strict=True):
         np.testing.assert_allclose(p, q, atol=1e-5)
     np.testing.assert_allclose(view.loss, local.loss, atol=1e-4)

@@ -138,7 +138,7 @@ def test_cut_questions_are_counted(questions: Any, tiny_llama: Path, tmp_path: P
         means = Means(tmp_path, RECIPE.model_copy(update={"max_tokens": max_tokens}))
         return make_label("difficulty", spec, questions, "set", means).notes
 
-    assert not any("lost their beginning" in note for note in notes(400))
+    assert not any("lost the beginning" in note for note in notes(400))
     assert any("48 questions longer than 40 tokens" in note for note in notes(40))
 
 

@@ -83,20 +83,28 @@ async def ask_all(
     async with client:
         session = _Session(endpoint, client, f"{endpoint.base}/{path}", secret, variable)
         left = iter(pending.items())
+        failures: list[InputError] = []
 
         async def work(most: int | None = None) -> None:
             for done, (key, prompt) in enumerate(left, 1):
-                keep(key, await _ask(session, prompt))
-                if done == most:
+                try:
+                    keep(key, await _ask(session, prompt))
+                except InputError as error:
+                    failures.append(error)
+                # Nothing more is begun; what is under way is paid for, and kept.
+                if failures or done == most:
                     return
 
         await work(most=1)
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(endpoint.concurrency, len(pending) - 1)):
-                    group.create_task(work())
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+                    if not failures:
+                        group.create_task(work())
+        except BaseExceptionGroup as others:
+            raise others.exceptions[0] from None
+        if failures:
+            raise failures[0]
 
 
 async def _ask(session: _Session, prompt: str) -> Answer:
@@ -113,9 +121,9 @@ async def _ask(session: _Session, prompt: str) -> Answer:
 
 def _tokens(session: _Session, body: Any) -> dict[str, float] | None:
     try:
-        return top_tokens(body)
+        return top_tokens(body, lambda text: _redacted(text, session))
     except InputError as error:
-        raise InputError(f"{session.place}: {_redacted(str(error), session)}") from None
+        raise InputError(f"{session.place}: {error}") from None
 
 
 class _Refused(InputError):
@@ -145,10 +153,12 @@ def _wait(state: RetryCallState) -> float:
     """Return seconds until the next try: what the server asked for, or longer each time."""
     failure = state.outcome.exception() if state.outcome is not None else None
     after = failure.after if isinstance(failure, _Again) else None
-    if after is not None:
-        # A little apart, or all that were sent away together come back together.
-        return min(after, LONGEST_RETRY_AFTER) * random.uniform(1.0, 1.1)
-    return min(FIRST_WAIT * 2.0 ** (state.attempt_number - 1), LONGEST_WAIT) * random.uniform(1, 2)
+    own = min(FIRST_WAIT * 2.0 ** (state.attempt_number - 1), LONGEST_WAIT) * random.uniform(1, 2)
+    if after is None:
+        return own
+    # A little apart, or all that were sent away together come back together. A server whose clock
+    # is slow names a time that is over.
+    return max(own, min(after, LONGEST_RETRY_AFTER) * random.uniform(1.0, 1.1))
 
 
 async def _send(session: _Session, prompt: str, extra: Mapping[str, int]) -> Any:
@@ -302,12 +312,13 @@ def _usage(body: Any) -> tuple[int, int]:
     return count("prompt_tokens"), count("completion_tokens")
 
 
-def top_tokens(body: Any) -> dict[str, float] | None:
+def top_tokens(body: Any, redact: Callable[[str], str] = str) -> dict[str, float] | None:
     """Return the first position's top tokens of a completion or a chat completion.
 
     Args:
         body: the server's JSON. Known are OpenAI's completions (a dictionary of tokens), its chat
             completions (a list of tokens), and llama.cpp's completions, which have the latter's.
+        redact: takes out of a text what a message must not show, before it is cut.
 
     Returns:
         Log-probabilities in nats by token; None where the text ended at once and has no position.
@@ -346,7 +357,7 @@ def top_tokens(body: Any) -> dict[str, float] | None:
             raise
         raise InputError(
             "its answer is not that of an OpenAI-compatible server: "
-            f"{json.dumps(body, default=str)[:150]}"
+            f"{redact(json.dumps(body, default=str))[:150]}"
         ) from None
     # Log-probabilities to another base, or probabilities, would be misread without a sign of it.
     if sum(math.exp(min(value, 1.0)) for value in tokens.values()) > 1.05:

@@ -16,6 +16,8 @@ from lessonplan import seeds
 from lessonplan.errors import InputError, nearest
 from lessonplan.labels.embedding import check_texts, require_extra
 
+# Part of the name that clusters are kept by: to be raised by what makes others of the same vectors.
+CLUSTERING = 1
 NO_CLUSTER = "(no cluster)"
 UNSURE = 0.05  # a membership below this counts as unsure: arXiv 2408.07888
 SMALLEST = 5  # questions; an order within fewer than that says nothing

@@ -56,13 +56,7 @@ class Endpoint:
         if not self.model.strip():
             raise InputError("An endpoint needs the model's name on the server: NAME@URL.")
         split_address(self.url)
-        if self.key_variable is not None and not re.fullmatch(
-            r"[A-Z_][A-Z0-9_]*", self.key_variable
-        ):
-            raise InputError(
-                "key_variable is the name of an environment variable, in capitals, such as "
-                f"{KEY_VARIABLE}. It is not shown here, since it may be the key itself."
-            )
+        check_key_variable(self.key_variable)
         if self.api not in get_args(Api):
             raise InputError(f"api must be one of {', '.join(get_args(Api))}, not {self.api!r}.")
         for name in ("concurrency", "attempts", "top"):
@@ -81,6 +75,19 @@ class Endpoint:
     @property
     def host(self) -> str:
         return split_address(self.url).hostname or ""
+
+
+def check_key_variable(name: str | None) -> None:
+    """Refuse what is no variable's name, without showing it.
+
+    Raises:
+        InputError: it is none.
+    """
+    if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+        raise InputError(
+            "key_variable is the name of an environment variable, in capitals, such as "
+            f"{KEY_VARIABLE}. It is not shown here, since it may be the key itself."
+        )
 
 
 def parse_endpoint(spec: str) -> Endpoint | None:

@@ -23,8 +23,8 @@ class Label:
 
     Attributes:
         kind: "difficulty" or "category".
-        values: float64 ``[n]`` from 0 (easiest) up, NaN where a question has none, or n categories,
-            None where a question has none.
+        values: float64 ``[n]`` from 0 (easiest) up, not finite where a question has none, or n
+            categories, None where a question has none.
         origin: how it was made, in words.
         notes: what a reader must know, one sentence each.
         uninformative: for each labelling model that does no better than guessing, a sentence.
@@ -45,7 +45,7 @@ class Label:
         """Which questions have no label, bool ``[n]``."""
         if isinstance(self.values, list):
             return np.array([value is None for value in self.values], dtype=np.bool_)
-        return np.isnan(self.values)
+        return ~np.isfinite(self.values)
 
     def values_of(self, kept: NDArray[np.int64]) -> NDArray[np.float64] | list[str | None]:
         """Return the labels of some of the questions, by their numbers."""

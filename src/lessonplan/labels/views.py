@@ -6,9 +6,8 @@ probability that language models give to the right option.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +49,7 @@ class View:
         missing: int64 ``[n]`` how many options' probabilities an endpoint did not give (over all
             rotations); they count as 0.
         tokens: tokens used, as an endpoint counted them; 0 for a local model.
+        kept: how many of an endpoint's answers were there from earlier.
     """
 
     model: str
@@ -57,6 +57,7 @@ class View:
     loss: FloatArray
     missing: NDArray[np.int64]
     tokens: int = 0
+    kept: int = 0
     notes: list[str] = field(default_factory=list)
 
 
@@ -65,7 +66,7 @@ def view_rows(
 ) -> list[Row]:
     """Return the token rows that `local_view` scores: one a question.
 
-    In the letter form a row holds all rotations of the options, K times K texts.
+    In the letter form a row holds all rotations of the options (`rotated_texts`).
 
     Raises:
         InputError: a question does not fit `max_tokens` even when cut; names it.
@@ -81,6 +82,7 @@ def local_view(
     engine: Any,
     rows: Sequence[Row],
     answers: NDArray[np.int64],
+    options: NDArray[np.int64],
     form: Form,
     score: str,
     *,
@@ -93,6 +95,7 @@ def local_view(
         engine: a `lessonplan.models.engine.Engine`.
         rows: from `view_rows`, of the same form.
         answers: int64 ``[n]`` index of each right option.
+        options: int64 ``[n]`` number of each question's options.
         form, score: how options are compared; letters always by "sum".
         name: of the model.
         on_rows: called with the number of questions done since the last call.
@@ -100,7 +103,7 @@ def local_view(
     sums, tokens = engine.score(rows, on_rows=on_rows)
     none = np.zeros(len(rows), dtype=np.int64)
     if form == "letter":
-        tables = [s.reshape(math.isqrt(len(s)), -1) for s in sums]
+        tables = [s.reshape(-1, size) for s, size in zip(sums, options, strict=True)]
         return _from_letters(name, tables, answers, none)
     scores = option_scores(score, sums, tokens, [row.lengths for row in rows])
     loss = np.array([-s[a] / t[a] for s, t, a in zip(sums, tokens, answers, strict=True)])
@@ -127,7 +130,8 @@ def endpoint_view(
     Raises:
         InputError: as `lessonplan.labels.letters.ask_letters`.
     """
-    texts = [text for group in rotated_texts(questions, template=template) for text in group]
+    groups = rotated_texts(questions, template=template)
+    texts = [text for group in groups for text in group]
     found = ask_letters(
         endpoint,
         [t.prompt for t in texts],
@@ -137,9 +141,9 @@ def endpoint_view(
     )
     answers = np.asarray(questions["answer"][:], dtype=np.int64)
     tables, first = [], 0
-    for options in questions["options"]:
-        tables.append(np.stack(found.logprobs[first : first + len(options)]))
-        first += len(options)
+    for group in groups:
+        tables.append(np.stack(found.logprobs[first : first + len(group)]))
+        first += len(group)
     missing = np.array([int(np.isnan(table).sum()) for table in tables], dtype=np.int64)
     view = _from_letters(endpoint.model, tables, answers, missing)
     unread = sum(bool(np.isnan(p).any()) for p in view.probabilities)
@@ -155,10 +159,7 @@ def endpoint_view(
             f"{endpoint.model}: no difficulty for {counted(unread, 'question')}, because for one "
             "rotation of the options not a single letter was among the likeliest tokens."
         )
-    return View(
-        view.model, view.probabilities, view.loss, missing,
-        found.prompt_tokens + found.completion_tokens, view.notes,
-    )  # fmt: skip
+    return replace(view, tokens=found.prompt_tokens + found.completion_tokens, kept=found.known)
 
 
 def measured(view: View, measure: Measure, answers: NDArray[np.int64]) -> FloatArray:
@@ -217,12 +218,12 @@ def text_length(questions: Any) -> FloatArray:
 def _from_letters(
     name: str, tables: list[FloatArray], answers: NDArray[np.int64], missing: NDArray[np.int64]
 ) -> View:
-    """Average over rotations. A table is ``[K, K]``, rotation by letter, in nats."""
+    """Average over rotations. A table is ``[K, K]`` or ``[1, K]``, rotation by letter, in nats."""
     probabilities, losses = [], []
     for table, answer in zip(tables, answers, strict=True):
-        size = len(table)
+        turns, size = table.shape
         # Where each option stands in each rotation: letter (option - rotation) mod K.
-        letter = (np.arange(size)[None, :] - np.arange(size)[:, None]) % size
+        letter = (np.arange(size)[None, :] - np.arange(turns)[:, None]) % size
         by_option = np.take_along_axis(table, letter, axis=1)
         losses.append(-by_option[:, answer].mean())
         shares = np.exp(by_option - np.nanmax(by_option, axis=1, keepdims=True, initial=-np.inf))

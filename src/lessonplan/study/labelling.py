@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 
 from lessonplan.data.features import are_completions
-from lessonplan.data.tables import missing_column
+from lessonplan.data.tables import cell_text, missing_column
 from lessonplan.errors import InputError
 from lessonplan.labels import label_column, read_answers
 from lessonplan.labels.answers import difficulty_from_share
-from lessonplan.labels.clusters import ClusterSettings, cluster
+from lessonplan.labels.clusters import CLUSTERING, ClusterSettings, cluster
 from lessonplan.labels.embedding import cluster_texts, embed
 from lessonplan.labels.label import KINDS, Kind, Label, checked
 from lessonplan.labels.tables import read_labels
@@ -136,7 +136,7 @@ def column_label(kind: Kind, column: str, questions: Any, name: str) -> Label:
     values = questions[column][:]
     origin = f"column {column!r}"
     if kind == "category":
-        return Label(kind, [None if value is None else str(value) for value in values], origin)
+        return Label(kind, [cell_text(value) or None for value in values], origin)
     if all(value is None for value in values):
         return Label(kind, np.full(len(values), np.nan), origin)
     numbers = label_column(questions, column)
@@ -161,6 +161,7 @@ def _from_clusters(spec: LabelSpec, questions: Any, means: Means) -> Label:
     vectors = embed(texts, wanted.embedder, cache=means.folder, threads=means.recipe.threads)
     settings = ClusterSettings(trials=wanted.trials, noise=wanted.noise, seed=wanted.seed)
     identity = {
+        "clusters": CLUSTERING,
         "vectors": hashlib.sha256(vectors.tobytes()).hexdigest(),
         "texts": texts,
         **vars(settings),

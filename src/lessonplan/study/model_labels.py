@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -32,9 +32,10 @@ from lessonplan.models.loading import (
     fingerprint,
     load,
     load_tokenizer,
+    release,
     resolve,
 )
-from lessonplan.models.rows import rows_digest
+from lessonplan.models.rows import points_elsewhere, rotated_texts, rows_digest
 from lessonplan.study.config import ModelSpec, changed_recipe
 from lessonplan.study.files import digest, read_table, write_table
 from lessonplan.study.sources import LabelSpec
@@ -68,6 +69,7 @@ def compute_here(tasks: Sequence[Task], watch: Watch) -> Iterator[pa.Table]:
     """Do tasks in this process, one after the other."""
     for task in tasks:
         yield task.call(resolve(task.model), watch)
+        release()
 
 
 @dataclass(frozen=True)
@@ -120,13 +122,24 @@ def from_views(spec: LabelSpec, questions: Any, means: Means) -> Label:
         endpoint = parse_endpoint(model.model)
         if endpoint is None:
             views.append(next(seen))
-        else:
-            views.append(_served_view(endpoint, spec, questions, scoring, means.watch))
+            continue
+        view = _served_view(endpoint, spec, questions, scoring, means.watch)
+        twice = sum(e.model == endpoint.model for e in served) > 1
+        views.append(replace(view, model=model.model) if twice else view)
     measure: Any = spec.measure
     each = [measured(view, measure, answers) for view in views]
     details: dict[str, Any] = {}
     notes: list[str] = []
     uninformative: list[str] = []
+    if apart := sum(map(points_elsewhere, questions["options"])):
+        notes.append(
+            f"{counted(apart, 'question')} with options that point at others (as “Both A and B” "
+            + (
+                "does) are asked as they stand, without rotating them."
+                if form == "letter"
+                else "does), which the cloze form cannot judge."
+            )
+        )
     for view, difficulty in zip(views, each, strict=True):
         right = [p[a] for p, a in zip(view.probabilities, answers, strict=True)]
         details[f"right: {view.model}"] = pa.array(right, from_pandas=True)
@@ -206,6 +219,7 @@ def _own_views(
 ) -> list[View]:
     """Score the options with models that run here, or take it from an earlier time."""
     score = "sum" if scoring.form == "letter" else scoring.score
+    sizes = np.array([len(options) for options in questions["options"]], dtype=np.int64)
     tasks: list[tuple[Path, Task]] = []
     notes: list[list[str]] = []
     for model in models:
@@ -229,7 +243,9 @@ def _own_views(
             "score": score,
             **own.model_dump(include={"dtype", "quantization", "device", "threads"}),
         }
-        call = partial(_score, model, questions["id"][:], rows, answers, own, scoring.form, score)
+        call = partial(
+            _score, model, questions["id"][:], rows, answers, sizes, own, scoring.form, score
+        )
         file = means.folder / f"view-{digest(identity)}.parquet"
         tasks.append((file, Task(model.model, content, own, call)))
         cut = sum(row.cut > 0 for row in rows)
@@ -267,6 +283,7 @@ def _score(
     ids: list[str],
     rows: Any,
     answers: NDArray[np.int64],
+    options: NDArray[np.int64],
     recipe: Recipe,
     form: Literal["cloze", "letter"],
     score: str,
@@ -291,6 +308,7 @@ def _score(
         engine,
         rows,
         answers,
+        options,
         form,
         score,
         name=model.title,
@@ -309,16 +327,22 @@ def _served_view(
 ) -> View:
     asked = Endpoint(endpoint.model, endpoint.url, **spec.endpoint.model_dump())
     # Paid for, so in the user's cache: other studies of the same questions ask for nothing again.
-    log = cache_folder() / "answers" / f"{digest([asked.url, asked.model, asked.api])}.jsonl"
-    prompts = sum(map(len, questions["options"]))
+    log = cache_folder() / "answers" / f"{digest([asked.base, asked.model, asked.api])}.jsonl"
+    prompts = sum(map(len, rotated_texts(questions, template=scoring.template)))
     text = f"difficulty by {asked.model} at {asked.url}"
-    return endpoint_view(
+    view = endpoint_view(
         asked,
         questions,
         log,
         template=scoring.template,
         on_answers=lambda done: watch.progress(text, done, prompts),
     )
+    if view.kept:
+        watch.note(
+            f"{view.kept} answers of {asked.model} at {asked.url} are from earlier. If another "
+            f"model stands behind that name now, delete {log} to ask again."
+        )
+    return view
 
 
 def from_dynamics(spec: LabelSpec, questions: Any, means: Means) -> Label:
@@ -329,6 +353,11 @@ def from_dynamics(spec: LabelSpec, questions: Any, means: Means) -> Label:
     scoring = means.scoring
     if spec.form is not None and spec.form != scoring.form:
         scoring = Scoring(form=spec.form)
+    if scoring.score == "unconditional":
+        raise InputError(
+            f"measure: {spec.measure} compares options by sum, per_token or per_byte, not "
+            "unconditional. Set form: letter for this label, or another scoring.score."
+        )
     answers = questions["answer"][:]
     tasks = []
     chosen = _models(spec, means.models)
@@ -359,6 +388,13 @@ def from_dynamics(spec: LabelSpec, questions: Any, means: Means) -> Label:
     variability = np.mean([v for _, v in pairs], axis=0)
     # A spread of probabilities is at most 1/2.
     difficulty = 1 - confidence if spec.measure == "confidence" else 2 * variability
+    guess = np.array([1 / len(options) for options in questions["options"]])
+    uninformative = [
+        f"At the end of its fine-tuning {model.title} gives the right option "
+        f"{right[-1].mean():.1%} on average, no more than guessing does ({guess.mean():.1%})."
+        for model, right in zip(chosen, found, strict=True)
+        if not _plainly_above_zero(right[-1] - guess)
+    ]
     words = {"confidence": "1 minus the mean probability of the right option", "variability":
              "spread of the probability of the right option"}  # fmt: skip
     return Label(
@@ -366,8 +402,15 @@ def from_dynamics(spec: LabelSpec, questions: Any, means: Means) -> Label:
         difficulty,
         f"{words[str(spec.measure)]} along a fine-tuning in random order, "
         + " and ".join(model.title for model in chosen),
-        details={"confidence": confidence, "variability": variability},
+        list(uninformative),
+        uninformative,
+        {"confidence": confidence, "variability": variability},
     )
+
+
+def _plainly_above_zero(values: NDArray[np.float64]) -> bool:
+    """Whether a mean lies above 0 by more than 1.96 standard errors."""
+    return bool(values.mean() > 1.96 * values.std() / np.sqrt(max(len(values) - 1, 1)))
 
 
 def _watch_tuning(

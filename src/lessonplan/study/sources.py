@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from lessonplan.errors import InputError, nearest, shown
+from lessonplan.labels.endpoint import check_key_variable
 from lessonplan.training.recipe import Count, Seed, Strict
 
 TUNED = ("confidence", "variability")  # measures along a fine-tuning
@@ -43,6 +44,12 @@ class EndpointSpec(Strict):
     timeout: Annotated[float, Field(gt=0)] = 120.0
     attempts: Count = 6
     top: Count = 20
+
+    @field_validator("key_variable")
+    @classmethod
+    def _a_name(cls, value: str | None) -> str | None:
+        check_key_variable(value)
+        return value
 
 
 class ClusterSpec(Strict):
@@ -89,8 +96,9 @@ class LabelSpec(Strict):
     Attributes:
         models: for a measure: names of models, or "name@http://host/v1" for one behind an
             OpenAI-compatible server; by default the study's models. Several are averaged.
-        form: "cloze" or "letter" (over all rotations of the options); by default the study's, and
-            "letter" for all models where one is behind a server.
+        form: "cloze" or "letter" (over all rotations of the options, but for `confidence` and
+            `variability`, which ask as the study does); by default the study's, and "letter" for
+            all models where one is behind a server.
         endpoint: how servers are asked.
         key: the column of `table` or `answers` that names the question.
         method: for `answers`: the plain "share", or item response theory, "1pl" or "2pl".
@@ -236,7 +244,8 @@ def read_label_spec(kind: str, values: dict[str, Any]) -> LabelSpec:
         for problem in error.errors():
             key = ".".join(str(part) for part in problem["loc"][2:])
             message = problem["msg"].removeprefix("Value error, ")
-            if problem["type"] != "value_error":
+            # What stands under an unknown key can be a secret.
+            if problem["type"] not in ("value_error", "extra_forbidden"):
                 message += f" (found {shown(problem['input'])})"
             said.append(f"{key}: {message}" if key else message)
         raise InputError("; ".join(dict.fromkeys(said))) from None
