@@ -221,7 +221,7 @@ FILES: dict[str, tuple[str, bytes | str, str]] = {
         "two options of one letter: 1 (line 1)",
     ),
     "a category that is a list": (
-        "q.jsonl", jsonl(question(category=["x"])),
+        "q.jsonl", jsonl(question(category=["x"]), question(1, category="x")),
         "category that is a list: 1 (line 1)",
     ),
     "a row without an id": (
@@ -601,9 +601,7 @@ def test_study_files(run: Callable[..., tuple[int, str]], text: str, found: str)
     refuses(run, "study study.yaml -o out", found)
 
 
-ORDER = (
-    "order q.jsonl -s {} --column category=category --column difficulty=difficulty -o out.jsonl "
-)
+ORDER = "order q.jsonl -s {} -o out.jsonl "
 TRAIN = "train q.jsonl -s random -o out "
 COMMANDS: dict[str, tuple[str, str]] = {
     "blocks beyond all numbers": (

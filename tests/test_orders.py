@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import subprocess
 import sys
 
@@ -63,6 +64,8 @@ def reference(
 
     if isinstance(bands, int):
         bands = np.quantile(difficulty, np.arange(1, bands) / bands) if len(rows) else []
+        harder = [float(x) for x in difficulty if x > min(difficulty)]
+        bands = [b if b > min(difficulty) else min(harder, default=math.inf) for b in bands]
     hard = [float(x) if bands is None else sum(x >= b for b in bands) for x in difficulty]
     if hardest_first:
         hard = [-x for x in hard]
@@ -329,6 +332,18 @@ def test_a_value_at_a_threshold_belongs_to_the_harder_band():
     assert shown[0] == 0
     assert shown[3] == 3
     assert set(shown[1:3]) == {1, 2}
+
+
+@pytest.mark.parametrize("bands", [2, 3])
+@pytest.mark.parametrize("easy", [4, 6, 9])
+def test_bands_part_what_is_hard_from_many_that_are_easy(easy, bands):
+    """As where one respondent was right on most questions: half of them or more are a 0."""
+    difficulty = np.repeat([0.0, 1.0], [easy, 10 - easy])
+    shown = order("curriculum", difficulty=difficulty, bands=bands, seed=1)
+    assert (np.diff(difficulty[shown]) >= 0).all()
+    # The mirror image.
+    shown = order("curriculum", difficulty=1 - difficulty, bands=bands, seed=1)
+    assert (np.diff(1 - difficulty[shown]) >= 0).all()
 
 
 @given(labelled(least=1), st.integers(0, 3))

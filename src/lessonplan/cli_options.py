@@ -80,6 +80,8 @@ def read_columns_option(pairs: list[str] | None) -> dict[str, Any] | None:
         ours, _, theirs = pair.partition("=")
         if not (ours and theirs):
             raise InputError(f"--column takes ours=theirs, such as answer=label, not {pair!r}.")
+        if ours in columns:
+            raise InputError(f"--column {ours}=... stands there twice. Leave out one of them.")
         columns[ours] = theirs.split(",") if ours == "options" and "," in theirs else theirs
     return columns
 

@@ -66,7 +66,8 @@ def order(
 
     Of a file only the category and the difficulty that the strategy uses are read (and with
     --labels the id): columns of these names, or as --column says. --split, --answer-base and
-    --bad-rows are for questions that have a name or lie on the hub, or in a folder as there.
+    --bad-rows are for questions that have a name or lie on the hub, or in a folder as there; of
+    these the questions' own columns are written, and no others.
     """
     from lessonplan.data import count_rows, write_ordered, write_table
     from lessonplan.data.streams import first_rows
@@ -84,6 +85,8 @@ def order(
     used = labels_used(strategy, **settings)
     settings |= {"bands": None if bands is None else _bands(bands), "hardest_first": hardest_first}
     check_settings(strategy, **settings)
+    if strategy == "original" and each == "anew" and epochs > 1:
+        raise InputError("--each anew has no effect: original has nothing to draw. Leave it out.")
     check_out(out, data, *(labels or []), overwrite=overwrite)
     columns = read_columns_option(column) or {}
     # A file is any table; a named data set or a folder is questions, with their own labels.
@@ -233,13 +236,21 @@ def _own_labels(
                 f"--column {ours}=... has no effect{without}: of a file an order reads "
                 f"{' and '.join(known[:2])}, and id to join --labels. Leave it out."
             )
+        if ours in known[:2] and ours not in used:
+            raise InputError(
+                f"--column {ours}=... has no effect: this order uses no {ours}. Leave it out."
+            )
     named = {kind: columns[kind] for kind in known[:2] if kind in columns}
     lacking = [kind for kind in used if kind not in given and kind not in named]
     names = first_rows(file) if lacking else {}
     named |= {kind: kind for kind in lacking if kind in names}
     if not named:
         return {}
-    cells = read_columns(file, list(set(named.values())), on_rows=phase("reading labels"))
+    # A category is text, as everywhere, unless the same column is the difficulty, too.
+    texts = {name for kind, name in named.items() if kind == "category"} - {named.get("difficulty")}
+    cells = read_columns(
+        file, list(set(named.values())), texts=texts, on_rows=phase("reading labels")
+    )
     own = {kind: cells[name] for kind, name in named.items() if kind in used}
     if "difficulty" in own:
         _check_numbers(file, named["difficulty"], own["difficulty"])

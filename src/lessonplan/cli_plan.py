@@ -195,8 +195,8 @@ def _limit(outcome: Any) -> str:
 
     reached = limit(outcome)
     return reached and (
-        f"nothing can be planned, since the model is at the {reached} here; more seeds or "
-        "questions do not change that."
+        f"nothing can be planned, since the model is at the {reached} here, as far as these "
+        "questions tell."
     )
 
 

@@ -426,6 +426,10 @@ def _bands(hardness: NDArray[np.float64], bands: int | Sequence[float]) -> Keys:
         if len(hardness) == 0:
             return np.zeros(0, dtype=np.uint8)
         thresholds = np.quantile(hardness, np.arange(1, bands) / bands)
+        # Where many questions are the easiest, a threshold at their level would part nothing.
+        idle = thresholds == hardness.min()
+        if idle.any():
+            thresholds[idle] = np.min(hardness, initial=np.inf, where=hardness > hardness.min())
     else:
         try:
             thresholds = np.asarray(bands, dtype=np.float64)

@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 
 import lessonplan
+from lessonplan.data.tables import read_table, write_table
 from tests.cli.conftest import Said, run
 from tests.questions import question_rows, write_rows
 
@@ -320,6 +322,22 @@ def test_order_keeps_all_columns_and_bytes(
     lines = table.read_bytes().splitlines(keepends=True)
     header = [lines.pop(0)] if table.suffix == ".csv" else []
     assert out.read_bytes() == b"".join(header + [lines[i] for i in order])
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_categories_of_a_file_are_texts(tmp_path: Path, ending: str) -> None:
+    """Sections 1.1 and 1.10 are two, and 10 stands before 2 by name, as in `train`."""
+    kinds = ["1.1", "1.10", "2", "10", "1.10 ", "2", "1.1", "10"]
+    file, out = tmp_path / f"t.{ending}", tmp_path / f"o.{ending}"
+    write_table(Dataset.from_dict({"n": [str(i) for i in range(8)], "category": kinds}), file)
+    assert run("order", file, "-s", "blocked", "--seed", 1, "-o", out).status == 0
+    expected = lessonplan.order("blocked", category=[kind.strip() for kind in kinds], seed=1)
+    assert [int(n) for n in read_table(out).columns["n"]] == expected.tolist()
+    # Whole numbers are named as they are written.
+    write_table(Dataset.from_dict({"n": list(range(6)), "category": [2, 10, 1, 2, 10, 1]}), file)
+    assert run("order", file, "-s", "blocked", "-o", out, "--overwrite").status == 0
+    expected = lessonplan.order("blocked", category=["2", "10", "1", "2", "10", "1"])
+    assert [int(n) for n in read_table(out).columns["n"]] == expected.tolist()
 
 
 def test_order_of_the_bank(tmp_path: Path) -> None:

@@ -172,6 +172,30 @@ BAD = {
         "train.jsonl is a file; the name of a folder is needed",
     ),
     "a folder for a table": ("order train.jsonl -s random -o full", "must end in one of"),
+    "a label that an order does not use": (
+        "order train.jsonl -s random --column category=topic -o NEW.jsonl",
+        "--column category=... has no effect: this order uses no category",
+    ),
+    "a column twice": (
+        "order train.jsonl -s blocked --column category=a --column category=b -o NEW.jsonl",
+        "--column category=... stands there twice",
+    ),
+    "nothing to draw anew": (
+        "order train.jsonl -s original --epochs 2 --each anew -o NEW.jsonl",
+        "--each anew has no effect: original has nothing to draw",
+    ),
+    "a split of a file on the hub": (
+        "evaluate hf://datasets/o/n/all.parquet --split test -m MODEL -o NEW.csv",
+        "hf://datasets/o/n/all.parquet is one file and has no splits",
+    ),
+    "a GPU where there is none": (
+        "evaluate test.jsonl -m MODEL -o NEW.csv --set device=cuda",
+        "device: cuda needs a GPU",
+    ),
+    "no device": (
+        "evaluate test.jsonl -m MODEL -o NEW.csv --set device=cudda",
+        "device: torch knows no 'cudda'",
+    ),
     "no adapter": (
         f"evaluate test.jsonl -m MODEL --adapter full -o NEW.csv {SMALL}",
         "full is no adapter",

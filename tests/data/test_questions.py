@@ -222,6 +222,43 @@ def test_numbers_that_are_option_texts(tmp_path: Path) -> None:
     assert list(read_rows(tmp_path, rows).questions["answer"]) == [2, 2]
 
 
+def test_numbers_that_are_options_are_no_indices(tmp_path: Path) -> None:
+    """In JSON as in a CSV, where all is text."""
+    rows = [
+        {"question": "How many chambers has the heart?", "options": [2, 3, 4, 5], "answer": 4},
+        {"question": "How many kidneys are there?", "options": [1, 2, 3, 4], "answer": 2},
+    ]
+    assert list(read_rows(tmp_path, rows).questions["answer"]) == [2, 1]
+    # Said to be indices, they are.
+    assert list(read_rows(tmp_path, rows, answer_base=1).questions["answer"]) == [3, 1]
+    keyed = [{"question": f"Of {i}?", "options": {str(k): f"o{k}" for k in range(1, 11)},
+              "answer": i} for i in (2, 10)]  # fmt: skip
+    assert list(read_rows(tmp_path, keyed).questions["answer"]) == [1, 9]
+
+
+def test_columns_that_only_sound_like_labels_are_left_alone(tmp_path: Path) -> None:
+    rows = [mcq("A", i, difficulty="easy", category=["x"]) for i in range(3)]
+    reading = read_rows(tmp_path, rows)
+    assert (
+        list(reading.questions["difficulty"]) == list(reading.questions["category"]) == [None] * 3
+    )
+    assert len([note for note in reading.notes if "is not taken for the" in note]) == 2
+    with pytest.raises(InputError, match="difficulty that is no number"):
+        read_rows(tmp_path, rows, columns={"difficulty": "difficulty"})
+    with pytest.raises(InputError, match="difficulty that is no number"):
+        read_rows(tmp_path, [*rows, mcq("A", 4, difficulty=0.5)])
+
+
+def test_unlike_sums_are_unlike_questions(tmp_path: Path) -> None:
+    options = ["2", "10", "-2", "-10"]
+    texts = ["What is -4 + 6?", "What is 4 + 6?", "What is 4 + 0.6?", "What is 4 + 06?"]
+    rows = [{"question": text, "options": options, "answer": "A"} for text in texts]
+    assert len(read_rows(tmp_path, rows).questions) == 4
+    with pytest.raises(InputError, match="repeated question"):
+        read_rows(tmp_path, [*rows, {"question": "what is - 4 + 6", "options": options,
+                                     "answer": "A"}])  # fmt: skip
+
+
 def test_own_files_are_zero_based_even_without_a_zero(tmp_path: Path) -> None:
     rows = [{"id": f"i{i}", "category": "c", "difficulty": 0.5} | mcq(i + 1, i) for i in range(2)]
     assert list(read_rows(tmp_path, rows).questions["answer"]) == [1, 2]

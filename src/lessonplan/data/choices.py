@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -120,7 +119,7 @@ def _options(
         elif isinstance(cell, dict):
             # Arrow gives every row the keys of all rows, with None for those it lacks.
             pairs = [(tables.cell_text(k), v) for k, v in cell.items() if v is not None]
-            pairs.sort(key=itemgetter(0))
+            pairs.sort(key=lambda pair: (len(pair[0]), pair[0]))  # 2 before 10
         else:
             pairs = []
         options.append([_option(value) for _, value in pairs])
@@ -179,14 +178,19 @@ def _answers(
     as_text: list[int | None] = [None] * n
     as_letter: list[int | None] = [None] * n
     as_number: list[int | None] = [None] * n
+    # Our own format holds indices, and so does what answer_base is said of.
+    indices_alone = zero_based or answer_base is not None
     for i, value in enumerate(values):
         if isinstance(value, int):
             as_number[i] = value
-        elif value is not None:
+            if indices_alone:
+                continue
+            value = str(value)  # "4" can be an option, as in a CSV
+        if value is not None:
             letter = value.strip("().: ").upper()
             as_letter[i] = keys[i].index(letter) if letter in keys[i] else None
             as_text[i] = options[i].index(value) if value in options[i] else None
-            if re.fullmatch(r"[+-]?\d{1,9}(\.0*)?", value):
+            if as_number[i] is None and re.fullmatch(r"[+-]?\d{1,9}(\.0*)?", value):
                 as_number[i] = int(float(value))
 
     def explained(reading: list[int | None]) -> int:

@@ -238,7 +238,12 @@ class Seen:
 
 def _words(text: str) -> list[str]:
     # Signs of arithmetic stay: "2 + 2" and "2 / 2" are not the same question.
-    return re.findall(r"\w+|[^\w\s.,;:?!'\"’“”()\[\]{}…–—-]", text.casefold())
+    # So do a minus before a number and the point in one.
+    return re.findall(
+        r"(?:(?<!\w)[-\N{MINUS SIGN}])?\d+(?:[.,]\d+)+|(?<!\w)[-\N{MINUS SIGN}]\d+|\w+"
+        r"|[^\w\s.,;:?!'\"’“”()\[\]{}…–—-]",
+        text.casefold(),
+    )
 
 
 def _read_bank(name: str, split: str | None, keep: Sequence[str], seed: int) -> Reading:
@@ -294,6 +299,7 @@ def _understand(
         texts, options, answers, unlabelled, faults = read_choices(
             raw, mapping, format, answer_base
         )
+    mapping, ignored = _without_foreign_labels(raw, mapping, columns)
     difficulty = _difficulty(found, mapping, format, n)
     for key in ("id", "category"):
         for i, value in enumerate(found[mapping[key]] if key in mapping else []):
@@ -310,6 +316,7 @@ def _understand(
     _mark_repeats(faults, unlabelled, identifiers, texts, options)
     good = [i for i in range(n) if i not in faults and i not in unlabelled]
     dropped, notes = _account(raw, faults, unlabelled, bad_rows)
+    notes += ignored
     if not good:
         raise InputError(f"{raw.source}: no row is left. {' '.join(notes)}")
     if not isinstance(columns_of := mapping.get("options", ""), str):
@@ -352,6 +359,38 @@ def _understand(
             ) from error
         questions = concatenate_datasets([questions, kept], axis=1)
     return Reading(questions, raw.source, n, dropped, notes)
+
+
+def _without_foreign_labels(
+    raw: Raw, mapping: Mapping[str, Any], columns: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the mapping without columns that only happen to be called as our labels are.
+
+    Such as a difficulty in words. A column that the user names is what it is said to be.
+    """
+    kept, ignored = dict(mapping), []
+    for kind, fits, expected in (
+        ("difficulty", _is_number, "numbers"),
+        ("category", lambda cell: not isinstance(cell, tables.NESTED), "texts"),
+    ):
+        if kind not in mapping or kind in columns:
+            continue
+        cells = [c for c in raw.table.columns[mapping[kind]] if not tables.is_missing(c)]
+        if cells and not any(map(fits, cells)):
+            del kept[kind]
+            ignored.append(
+                f"{raw.source}: the column {mapping[kind]!r} holds no {expected}, and is not taken "
+                f"for the {kind}."
+            )
+    return kept, ignored
+
+
+def _is_number(cell: Any) -> bool:
+    try:
+        float(tables.cell_text(cell).removesuffix("%"))
+    except ValueError:
+        return False
+    return True
 
 
 def _difficulty(

@@ -53,6 +53,8 @@ def open_named(name: str, split: str | None) -> Raw:
         return _open_hub(HUB[name], split, name)
     address = re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)(?:/(.+))?", name)
     if address and address[2]:
+        if split is not None:
+            raise InputError(f"{name} is one file and has no splits; leave out split={split!r}.")
         path = _download(address[1], address[2], name)
         return Raw(tables.read_table(path), name)
     if address:
@@ -70,7 +72,8 @@ def open_named(name: str, split: str | None) -> Raw:
 
 def open_path(path: Path, split: str | None) -> Raw:
     if path.is_dir():
-        return _open_hub(str(path), split, str(path))
+        # Absolute: a folder called csv would be taken for the library's reader of that name.
+        return _open_hub(str(path.absolute()), split, str(path))
     if split is not None:
         raise InputError(f"{path} is one file and has no splits; leave out split={split!r}.")
     return Raw(tables.read_table(path), str(path))
@@ -87,11 +90,18 @@ def _open_hub(repository: str, split: str | None, name: str) -> Raw:
             f"{name}: the Hugging Face hub has no data set {repository} that you may read. "
             f"({first_line(error)})"
         ) from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        # The library wraps what went wrong in an error that says nothing of it.
+        reason = first_line(error.__cause__ or error)
         if Path(repository).is_dir():
-            raise InputError(f"The folder {repository} cannot be read: {first_line(error)}") from (
-                error
-            )
+            raise InputError(f"The folder {name} cannot be read: {reason}") from error
+        if "config name is missing" in str(error).lower():
+            raise InputError(
+                f"{name} has several configurations, and none can be named here. Give a file of "
+                f"the one that you want: hf://datasets/{repository}/FILE."
+            ) from error
+        if isinstance(error, datasets.exceptions.DatasetsError):
+            raise InputError(f"{name} cannot be read: {reason}") from error
         raise _unreachable(name, repository, error) from error
     raw = open_dataset(parts, split, name)
     return Raw(raw.table, raw.source, preset=name if name in HUB else None, original=raw.original)

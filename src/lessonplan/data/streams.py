@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -66,13 +66,18 @@ def count_rows(path: str | os.PathLike[str]) -> int:
 
 
 def read_columns(
-    path: str | os.PathLike[str], names: Sequence[str], *, on_rows: OnRows = None
+    path: str | os.PathLike[str],
+    names: Sequence[str],
+    *,
+    texts: Collection[str] = (),
+    on_rows: OnRows = None,
 ) -> dict[str, NDArray[Any]]:
     """Read some columns of a file as arrays.
 
     Args:
         path: a JSONL, JSON, CSV (each also with .gz) or Parquet file.
         names: the columns.
+        texts: those of them that are text, whatever it looks like: "1.10" is not "1.1".
         on_rows: called with the number of rows read so far.
 
     Returns:
@@ -85,11 +90,11 @@ def read_columns(
             objects.
     """
     path = Path(path)
-    found = _read_parts(path, names, on_rows)
+    found = _read_parts(path, names, on_rows, texts)
     # Text in any part makes text of the whole column, and numbers do not say how they were written.
     mixed = [name for name in names if len({part.dtype == object for part in found[name]}) > 1]
     if mixed:
-        found |= _read_parts(path, mixed, on_rows, as_text=True)
+        found |= _read_parts(path, mixed, on_rows, mixed)
     return {name: np.concatenate(found[name] or [column_array([], "")]) for name in names}
 
 
@@ -186,12 +191,12 @@ def first_rows(path: str | os.PathLike[str], rows: int = 1000) -> dict[str, list
 
 
 def _read_parts(
-    path: Path, names: Sequence[str], on_rows: OnRows, *, as_text: bool = False
+    path: Path, names: Sequence[str], on_rows: OnRows, texts: Collection[str]
 ) -> dict[str, list[NDArray[Any]]]:
     """Return the columns as `read_columns` does, in parts of which each has a type of its own."""
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
     done = 0
-    for some in _arrays(path, names, as_text):
+    for some in _arrays(path, names, texts):
         for name, array in zip(names, some, strict=True):
             parts[name].append(array)
         done += len(some[0])
@@ -200,19 +205,21 @@ def _read_parts(
     return parts
 
 
-def _arrays(path: Path, names: Sequence[str], as_text: bool) -> Iterator[list[NDArray[Any]]]:
+def _arrays(
+    path: Path, names: Sequence[str], texts: Collection[str]
+) -> Iterator[list[NDArray[Any]]]:
     """Yield the columns' arrays for some rows, then for the next."""
     kind = checked_format(path)
     if kind == "parquet":
         with _parquet(path) as file:
             _check_known(path, names, file.schema_arrow.names)
             for batch in file.iter_batches(BATCH_ROWS, columns=list(names)):
-                yield [_arrow_array(batch, name, path, as_text) for name in names]
+                yield [_arrow_array(batch, name, path, name in texts) for name in names]
         return
     rows = {"csv": _csv_cells, "jsonl": _jsonl_cells, "json": _json_cells}[kind](path, names)
     while some := list(islice(rows, BATCH_ROWS)):
         yield [
-            column_array(cells, f"{path}: column {name!r}", as_text=as_text)
+            column_array(cells, f"{path}: column {name!r}", as_text=name in texts)
             for name, cells in zip(names, zip(*some, strict=True), strict=True)
         ]
 
@@ -222,12 +229,12 @@ def _arrow_array(batch: Any, name: str, path: Path, as_text: bool) -> NDArray[An
     column, where = batch.column(name), f"{path}: column {name!r}"
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if not as_text and (
-        pa.types.is_floating(column.type) or pa.types.is_signed_integer(column.type)
-    ):
+    numeric = pa.types.is_floating(column.type) or pa.types.is_signed_integer(column.type)
+    if numeric and not as_text:
         numbers: NDArray[Any] = column.to_numpy(zero_copy_only=False)  # missing ones are NaN
         return numbers.astype(np.int64 if numbers.dtype.kind == "i" else np.float64)
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+    text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    if not (text or numeric):
         return column_array(python_values(batch, name, path), where, as_text=as_text)
     # Each text once: a category has few.
     encoded = column.dictionary_encode()

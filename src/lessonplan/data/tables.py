@@ -122,7 +122,7 @@ def column_array(values: Sequence[Any], where: str, *, as_text: bool = False) ->
     Args:
         values: the column.
         where: what to call it in messages.
-        as_text: makes text of numbers, too.
+        as_text: makes text of numbers, too. Texts are as `cell_text` makes them.
     """
     present = [v for v in values if not is_missing(v)]
     for value in present:
@@ -134,7 +134,7 @@ def column_array(values: Sequence[Any], where: str, *, as_text: bool = False) ->
         known: dict[str, str] = {}  # equal texts share one object
         for i, value in enumerate(values):
             if not is_missing(value):
-                text = str(value)
+                text = cell_text(value)
                 texts[i] = known.setdefault(text, text)
         return texts
     if len(numbers) == len(values) and all(isinstance(n, int) for n in numbers):
