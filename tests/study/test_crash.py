@@ -446,6 +446,19 @@ def test_a_changed_study_file(make: Make, copied: Path, settings: dict[str, Any]
     assert len(back.notes) == 2
 
 
+def test_seeds_that_are_added_to_finished_runs_are_told(make: Make, tmp_path: Path) -> None:
+    fewer: dict[str, Any] = {"strategies": ["random"], "checkpoints": {"at": []}}
+    for seeds, told in (
+        ([0], ""),
+        ([0, 7, 8], "Seeds 7, 8 were added when runs of others were finished."),
+        ([0, 8], "Seed 8 was added when runs of others were finished."),
+        ([0], ""),
+    ):
+        run_study(make(seeds=seeds, **fewer), tmp_path / "s")
+        notes = [note for note in read_record(tmp_path / "s").notes if "added" in note]
+        assert [note.partition(" Adding")[0] for note in notes] == ([told] if told else [])
+
+
 def test_an_unchanged_study_file_says_nothing(make: Make, copied: Path) -> None:
     ears = Ears()
     run_study(make(), copied, ears)

@@ -315,19 +315,22 @@ def test_stop_and_start_again_without_ray(
 
 
 @slow
+@pytest.mark.parametrize("lockstep", [1, 2])
 def test_a_failing_run_is_written_down(
-    cluster: Any, make: Make, tiny_llama: Path, tmp_path: Path
+    cluster: Any, make: Make, tiny_llama: Path, tmp_path: Path, lockstep: int
 ) -> None:
     models = [
         {"model": str(tiny_llama), "name": "wild", "recipe": {"learning_rate": 1e30}},
         {"model": str(tiny_llama), "name": "tiny"},
         {"model": str(tmp_path / "nowhere"), "name": "none"},
     ]
-    study = make(models=models, strategies=["random"], seeds=1)
+    study = make(models=models, strategies=["random"], seeds=lockstep, lockstep=lockstep)
     ears, alone = Ears(), Ears()
     run_study(study, tmp_path / "s", ears, ray=cluster.address)
     run_study(study, tmp_path / "alone", alone)
-    assert len(ears.failures) == 2
+    assert ears.done == alone.done == 1 + lockstep  # two models share the untuned run
+    assert ears.notes == alone.notes
+    assert len(ears.failures) == 2 * lockstep
     assert sorted(ears.failures) == sorted(alone.failures)
     assert results(tmp_path / "s") == results(tmp_path / "alone")
 

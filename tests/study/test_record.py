@@ -22,6 +22,7 @@ from lessonplan.study.files import new_folder
 from lessonplan.study.plan import Plan, make_plan
 from lessonplan.study.status import status_table
 from lessonplan.study.store import Folder, begin
+from tests.questions import question_rows, write_rows
 
 Finished = tuple[Path, Plan]
 
@@ -70,6 +71,33 @@ def test_arms_hold_what_the_files_say(finished: Finished) -> None:
     assert checked == 7
     assert record.failures == []
     assert (record.runs_done, record.runs_planned) == (6, 6)
+
+
+def test_f1_is_of_the_questions_that_the_accuracy_counts(
+    make: Callable[..., Study], data: Path, tmp_path: Path
+) -> None:
+    rows = question_rows(24, first=100)
+    for row in rows[::3]:
+        row["options"][3] = "All of the above"
+    test = write_rows(tmp_path / "test.jsonl", rows)
+    study = make(evaluation=[str(test)], seeds=1, strategies=["random"])
+    run_study(study, tmp_path / "s")
+    (outcome,) = read_record(tmp_path / "s").outcomes
+    assert outcome.meaningless is not None
+    assert outcome.meaningless.sum() == 8
+    for run in runs_of(tmp_path / "s"):
+        table = final_of(tmp_path / "s", run).set_index("id").loc[outcome.ids]
+        table = table[~outcome.meaningless]
+        expected = f1_score(table.answer, table.chosen, average="weighted", zero_division=0)
+        assert outcome.f1[run["arm"]] == pytest.approx([expected])
+
+
+def test_a_study_by_letters_is_read(make: Callable[..., Study], tmp_path: Path) -> None:
+    run_study(make(scoring={"form": "letter"}, seeds=1, strategies=["random"]), tmp_path / "s")
+    (outcome,) = read_record(tmp_path / "s").outcomes
+    assert outcome.letters_matter
+    assert set(outcome.f1) == {"random", "untuned"}
+    assert np.isfinite(outcome.f1["random"]).all()
 
 
 def test_curves_begin_untuned_and_end_at_the_end(finished: Finished) -> None:

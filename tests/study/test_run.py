@@ -305,6 +305,40 @@ def test_hidden_states_are_shared_and_removed(
     assert not leftovers(tmp_path / "s")
 
 
+@pytest.mark.parametrize("other", [{"dtype": "bfloat16"}, {"quantization": "nf4"}])
+def test_hidden_states_are_of_one_way_to_compute(
+    make: Make, tiny_llama: Path, tmp_path: Path, contents: Contents, other: dict[str, str]
+) -> None:
+    """One model, loaded in two ways, in one study: each as in a study of its own."""
+    models = [
+        {"model": str(tiny_llama), "name": "plain"},
+        {"model": str(tiny_llama), "name": "other", "recipe": other},
+    ]
+    fewer: dict[str, Any] = {"seeds": 1, "strategies": ["random"]}
+    ears = Ears()
+    run_study(make(models=models, **fewer), tmp_path / "both", ears)
+    assert ears.failures == []
+    alone: dict[str, str] = {}
+    for model in models:
+        folder = tmp_path / str(model["name"])
+        run_study(make(models=[model], **fewer), folder)
+        alone |= contents(folder)
+    assert contents(tmp_path / "both") == alone
+
+
+def test_two_cuts_of_one_model(make: Make, tiny_llama: Path, tmp_path: Path) -> None:
+    """Each has its own questions, so its own scores before fine-tuning."""
+    models = [
+        {"model": str(tiny_llama), "name": "short", "recipe": {"max_tokens": 40}},
+        {"model": str(tiny_llama), "name": "long"},
+    ]
+    study = make(models=models, seeds=1, strategies=["random"])
+    run_study(study, tmp_path / "s")
+    record = read_record(tmp_path / "s")
+    assert record.unfinished == []
+    assert all(result.untuned is not None for result in record.outcomes)
+
+
 # ---- Folders -------------------------------------------------------------------------------------
 
 

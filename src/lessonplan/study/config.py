@@ -26,6 +26,7 @@ from lessonplan.training.recipe import (
     Seed,
     Strict,
     against_lockstep,
+    against_tuning,
     paper_recipe,
 )
 
@@ -328,6 +329,8 @@ class Study(Strict):
                 recipe = model_recipe(self, model)
             except ValidationError as error:
                 raise _inside(("models", i, "recipe"), error) from None
+            if problem := against_tuning(recipe):
+                raise ValueError(f"recipe: {problem}")
             if recipe.loss == "choice" and self.scoring.score == "unconditional":
                 raise ValueError("recipe.loss: choice cannot use scoring.score: unconditional")
             if self.lockstep > 1 and (problem := against_lockstep(recipe)):

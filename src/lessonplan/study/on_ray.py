@@ -73,7 +73,7 @@ def connected(address: str, study: Study) -> Iterator[Cluster]:
         address: as `ray.init` takes it; "local" starts a Ray on this machine and ends it.
 
     Raises:
-        InputError: no cluster can be reached there, or none of its nodes offers what a worker takes.
+        InputError: no cluster can be reached there, or no node offers what a worker takes.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -138,6 +138,11 @@ class Cluster:
         }
 
     def _require(self, recipe: Recipe) -> None:
+        if recipe.device.startswith("cuda:"):
+            raise InputError(
+                f"device: {recipe.device} cannot be chosen with --ray, which gives each worker a "
+                "GPU of its own; take device: cuda."
+            )
         asked, nodes = self.asked(recipe), _nodes()
         if not any(_room(node, asked) for node in nodes.values()):
             raise InputError(
@@ -148,11 +153,6 @@ class Cluster:
                 )
                 + ". Ask for less in the study file."
             )
-
-    def places(self, recipe: Recipe) -> int:
-        """Return how many workers the cluster has room for, if it does nothing else."""
-        asked = self.asked(recipe)
-        return sum(_room(node, asked) for node in _nodes().values())
 
     def compute(self, tasks: Sequence[Task], watch: Watch) -> Iterator[pa.Table]:
         """Do the tasks of models that label, and yield their tables in the tasks' order.
@@ -260,12 +260,11 @@ class _Shift:
     ) -> None:
         self.cluster, self.plan, self.folder, self.watch = cluster, plan, folder, watch
         self.models = {model.spec.title: model for model in plan.models}
-        self.waiting: dict[str, deque[Sequence[Run]]] = {}
-        for title, model in self.models.items():
-            own = {run.id for run in model.runs}
-            runs = [run for run in lacking if run.id in own]
-            workers = max(1, cluster.places(model.recipe))
-            self.waiting[title] = deque(lockstep_groups(folder, plan, runs, workers))
+        self.waiting: dict[str, deque[Sequence[Run]]] = {title: deque() for title in self.models}
+        # A run that two models share goes to one of them.
+        places = {run.id: model.spec.title for model in plan.models for run in model.runs}
+        for group in lockstep_groups(folder, plan, lacking):
+            self.waiting[places[group[0].id]].append(group)
         self.packed: dict[str, Any] = {}
         self.busy: dict[Any, _Hired] = {}  # by what it will return
         self.deaths: Counter[Any] = Counter()  # by run, or by model and node before there is one
@@ -278,6 +277,7 @@ class _Shift:
                 self._hire()
                 self._give_up()
                 if not self.busy:
+                    self._hear()
                     return
                 ready, _ = ray.wait(list(self.busy), timeout=PAUSE)
                 self._hear()
@@ -339,7 +339,9 @@ class _Shift:
         if found.unfit:
             self._refuse(worker, found.unfit)
             return
-        if worker.runs:
+        if found.apart:
+            self._give_back(worker, [[run] for run in worker.runs])
+        elif worker.runs:
             self._finish(worker, found.made)
         if self.waiting[worker.model]:
             self._give(worker, self.waiting[worker.model].popleft())
@@ -366,7 +368,7 @@ class _Shift:
             work += needed
             trained += 0 if tuned or run.order is None else len(run.order)
             self.watch.run_done()
-        if work > 0:
+        if not all(one.failure for one in made.values()):
             self.watch.worked(work, trained)
 
     def _put(self, run: Run, files: dict[str, bytes], tuned: bool) -> None:
@@ -383,14 +385,13 @@ class _Shift:
         """Go on after a worker or its node died."""
         ray.kill(worker.actor)  # if it is only out of reach, it must not go on either
         died = f"a worker died on node {worker.host}: {reason}"
+        keys: list[Any] = [run.id for run in worker.runs] or [(worker.model, worker.node)]
+        self.deaths.update(keys)
         if len(worker.runs) > 1:
             # It may be one of them alone, or the memory that they take together.
             self.watch.note(f"{worker.runs[0].title} and the runs beside it go one by one: {died}")
             self._give_back(worker, [[run] for run in worker.runs])
-            return
-        key = worker.runs[0].id if worker.runs else (worker.model, worker.node)
-        self.deaths[key] += 1
-        if self.deaths[key] < TRIES:
+        elif self.deaths[keys[0]] < TRIES:
             self.watch.note(f"{worker.runs[0].title}: {died}" if worker.runs else died)
             self._give_back(worker, [worker.runs])
         elif not worker.runs:

@@ -3,7 +3,7 @@
 A tuning's id digests what determines its result: the base model's content, the training token rows,
 the order, the recipe, the seeds and the version of the engine's numerics. Names, paths and library
 versions do not enter. An evaluation's id adds its own token rows and the scoring, so a new
-evaluation set or score tunes nothing again.
+evaluation set tunes nothing again, nor does a new score (but where the loss is made of it).
 """
 
 from __future__ import annotations
@@ -317,7 +317,7 @@ def _tuned_runs(
             )
         train_rows = model.rows[questions.name].train
         identity = {
-            **_numerics(model),
+            **numerics(model),
             "recipe": model.recipe.model_dump(exclude={"epochs", "each"}),
             "score": study.scoring.score if model.recipe.loss == "choice" else None,
             "rows": rows_digest([train_rows[i] for i in order]),
@@ -342,7 +342,10 @@ def _untuned_run(
             study, model, questions, questions.name, np.arange(len(questions.questions)), 0
         )
     ]
-    identity = _numerics(model) | {"recipe": {"adapter": model.recipe.adapter.model_dump()}}
+    identity = numerics(model) | {
+        # Another cut makes other evaluations of the same name.
+        "recipe": model.recipe.model_dump(include={"adapter", "max_tokens"})
+    }
     return Run(
         digest(identity), model.spec.title, "", UNTUNED, UNTUNED, {}, 0, None, None, 0,
         tuple(evaluations),
@@ -375,7 +378,8 @@ def _doomed_runs(
             )  # fmt: skip
 
 
-def _numerics(model: ModelPlan) -> dict[str, Any]:
+def numerics(model: ModelPlan) -> dict[str, Any]:
+    """Return what the output of a model's own layers depends on, but for their input."""
     recipe = model.recipe
     return {
         "numerics": NUMERICS,
@@ -440,6 +444,7 @@ def curve_questions(study: Study, parts: int = 1) -> int:
 
 def elsewhere(questions: Any, form: str) -> NDArray[np.bool_]:
     """Return which questions cloze scoring cannot judge: an option points at other options."""
+    listed = questions["options"]
     if form != "cloze":
-        return np.zeros(len(questions), dtype=np.bool_)
-    return np.array([points_elsewhere(options) for options in questions["options"]], dtype=np.bool_)
+        return np.zeros(len(listed), dtype=np.bool_)
+    return np.array([points_elsewhere(options) for options in listed], dtype=np.bool_)

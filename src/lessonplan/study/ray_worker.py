@@ -53,11 +53,13 @@ class Answer:
     """What a worker returns.
 
     Attributes:
-        made: by run id.
+        made: by run id; empty where nothing was done.
+        apart: the runs cannot go in lock-step, and are to be given out one by one.
         unfit: why this node cannot do runs of this model at all.
     """
 
     made: dict[str, Made] = field(default_factory=dict)
+    apart: bool = False
     unfit: str = ""
 
 
@@ -90,21 +92,24 @@ class Worker:
         Args:
             sent: by run id, the files that there are of it, by name.
         """
-        first = next(iter(sent))
-        self.watch.run_id = first
+        runs = [self.runs[run_id] for run_id in sent]
+        self.watch.begin_runs(runs[0].id)
+        done = True
         try:
             for run_id, files in sent.items():
                 write_files(self.folder.tuning(run_id), files)
-            self.work.do_in_lockstep([self.runs[run_id] for run_id in sent])
+            if len(runs) > 1:
+                done = self.work.done_in_lockstep(runs)
+            else:
+                self.work.do(runs[0])
             made = {run_id: self._made(run_id, files) for run_id, files in sent.items()}
         except OSError as error:  # this node's disk
             return Answer(unfit=str(error))
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)
-        if self.work.engine is None:
-            title = self.runs[first].title
-            return Answer(unfit=made[first].failure.removeprefix(f"{title}: "))
-        return Answer(made)
+        if self.work.problem is not None:
+            return Answer(unfit=str(self.work.problem))
+        return Answer(made) if done else Answer(apart=True)
 
     def _made(self, run_id: str, sent: dict[str, bytes]) -> Made:
         found = read_files(self.folder.tuning(run_id))
@@ -168,6 +173,10 @@ class _Teller(Watch):
             "warned", str(message), category
         )
 
+    def begin_runs(self, first: str) -> None:
+        """What follows is of these runs. What is not told yet of others stands in their result."""
+        self.run_id, self.work, self.trained = first, 0.0, 0
+
     def _tell(self, kind: str, *values: Any) -> None:
         self.news.tell.remote(self.run_id, kind, *values)
 
@@ -185,7 +194,6 @@ class _Teller(Watch):
         self._tell("note", text)
 
     def say(self, text: str) -> None:
-        self.work, self.trained = 0.0, 0  # of a run that is over: its result says it
         self._tell("say", text)
 
     def worked(self, work: float, trained: int = 0) -> None:

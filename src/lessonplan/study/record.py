@@ -58,7 +58,7 @@ def read_record(path: str | PathLike[str]) -> Record:
         config=folder.study_file.read_text(encoding="utf-8"),
         recipe=_recipe_words(plan),
         versions=_versions(folder, done, details),
-        notes=plan["notes"],
+        notes=plan["notes"] + _added_seeds(plan),
         runs_done=sum(state == "done" and run["arm"] != UNTUNED for run, state in states),
         runs_planned=len(tuned),
         failures=[
@@ -71,6 +71,19 @@ def read_record(path: str | PathLike[str]) -> Record:
         seconds=sum(detail["seconds"] for detail in details.values()),
         machine=_machine(details),
     )
+
+
+def _added_seeds(plan: dict[str, Any]) -> list[str]:
+    first = plan.get("first_seeds", plan["seeds"])
+    added = [str(seed) for seed in plan["seeds"] if seed not in first]
+    if not added:
+        return []
+    one = len(added) == 1
+    return [
+        f"{'Seed' if one else 'Seeds'} {', '.join(added)} {'was' if one else 'were'} added when "
+        "runs of others were finished. Adding seeds until a gain shows makes luck look like one: "
+        "p-values hold for a number of seeds that was fixed before."
+    ]
 
 
 def _outcomes(folder: Folder, plan: dict[str, Any], data: dict[str, pa.Table]) -> list[Outcome]:
@@ -148,7 +161,10 @@ def _outcome(
     # mean.
     arms = {arm: _mean(right[arm], scored[arm]) for arm in right}
     answers = questions["answer"].to_numpy()
-    f1 = {arm: _f1(answers, [chosen[arm, row] for row in range(len(seeds))]) for arm in arms}
+    form = plan["scoring"]["form"]
+    apart = elsewhere({"options": options}, form)
+    kept = ~apart if not apart.all() else np.ones(len(ids), dtype=bool)  # as the accuracy
+    f1 = {arm: _f1(answers, [chosen[arm, row] for row in range(len(seeds))], kept) for arm in arms}
     untuned = np.full(len(ids), np.nan)
     base = _untuned_table(folder, plan, model, of)
     if base is not None:
@@ -157,7 +173,7 @@ def _outcome(
         if not completions:
             choices_untuned = np.full(len(ids), -1, dtype=np.int64)
             choices_untuned[rows] = base["chosen"].to_numpy()
-            f1[UNTUNED] = _f1(answers, [[choices_untuned]])
+            f1[UNTUNED] = _f1(answers, [[choices_untuned]], kept)
     texts = [o[a] for o, a in zip(options, answers, strict=True)]
     outcome = Outcome(
         model=model,
@@ -176,15 +192,13 @@ def _outcome(
         options=options,
         answers=answers,
         n_options=np.array([len(o) for o in options], dtype=np.int64),
-        letters_matter=plan["scoring"]["form"] == "letter",
+        letters_matter=form == "letter",
         categories=_categories(questions["category"]),
         difficulty=_numbers(questions["difficulty"]),
         answer_seen=_seen(data[training], texts, of == training),
         curves=_curves(arms, along, finals, untuned, place),
         folds=plan["folds"].get(training, 1) if of == training else 1,
-        meaningless=elsewhere({"options": options}, plan["scoring"]["form"])
-        if plan["scoring"]["form"] == "cloze"
-        else None,
+        meaningless=apart if form == "cloze" else None,
     )
     if not completions:
         return outcome
@@ -215,13 +229,18 @@ def _mean(total: NDArray[np.float64], count: NDArray[np.float64]) -> NDArray[np.
 
 
 def _f1(
-    answers: NDArray[np.int64], runs: Sequence[Sequence[NDArray[np.int64]]]
+    answers: NDArray[np.int64],
+    runs: Sequence[Sequence[NDArray[np.int64]]],
+    kept: NDArray[np.bool_],
 ) -> NDArray[np.float64]:
-    """Return the weighted F1 of each run, the mean over its models' choices; NaN where missing."""
+    """Return the weighted F1 of each run over the questions kept, float64 ``[runs]``.
+
+    The mean over its models' choices; NaN where a run is missing.
+    """
     found = np.full(len(runs), np.nan)
     for row, choices in enumerate(runs):
         if choices and not any((c < 0).any() for c in choices):
-            found[row] = np.mean([weighted_f1(answers, c) for c in choices])
+            found[row] = np.mean([weighted_f1(answers[kept], c[kept]) for c in choices])
     return found
 
 
@@ -434,7 +453,8 @@ def _machine(details: dict[str, RunRecord]) -> str:
     return "; ".join(
         sorted(
             {
-                f"{d['machine']['processor']}, {d['recipe']['threads']} threads"
+                f"{d['machine'].get('gpu') or d['machine']['processor']}, "
+                f"{d['recipe']['threads']} threads"
                 for d in details.values()
             }
         )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lessonplan.errors import InputError, counted
+from lessonplan.models.loading import release
 from lessonplan.study.changes import changes
 from lessonplan.study.config import Study
 from lessonplan.study.model_labels import compute_here
@@ -81,11 +82,11 @@ def run_study(
             cluster.do_runs(plan, lacking, folder, watch)
             return plan
         with _shared_states(folder) as shared:
-            workers = min(study.workers, len(lacking))
-            for note in _cores_used(plan, workers, len(lacking)):
-                watch.note(note)
-            together = lockstep_groups(folder, plan, lacking, workers)
+            together = lockstep_groups(folder, plan, lacking)
             groups = [[run.id for run in group] for group in together]
+            workers = min(study.workers, len(groups))
+            for note in _cores_used(plan, workers, len(groups)):
+                watch.note(note)
             if workers > 1:
                 _in_processes(plan, groups, folder, shared, watch, workers)
             else:
@@ -150,7 +151,9 @@ def _in_this_process(
     for group in groups:
         model, _ = places[group[0]]
         if work is None or work.model is not model:
-            work = None  # before the next model comes into memory
+            if work is not None:  # before the next model comes into memory
+                work = None
+                release()
             work = ModelWork(plan, model, folder, shared, watch)
         work.do_in_lockstep([places[run_id][1] for run_id in group])
 

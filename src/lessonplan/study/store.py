@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 
 from lessonplan.errors import InputError
 from lessonplan.study.checksums import faults
-from lessonplan.study.files import slug, write_table, write_text
-from lessonplan.study.plan import Plan
+from lessonplan.study.files import read_json, slug, write_table, write_text
+from lessonplan.study.plan import UNTUNED, Plan
 from lessonplan.study.sets import QuestionSet
 from lessonplan.study.study_file import dump_study
 
@@ -226,11 +226,24 @@ def begin(folder: Folder, plan: Plan) -> None:
     write_text(folder.study_file, dump_study(plan.study))
     for questions in plan.training + plan.evaluation:
         write_table(folder.data(questions.name), _question_table(questions))
-    write_text(folder.plan_file, json.dumps(_plan_record(plan), indent=1, ensure_ascii=False))
+    record = _plan_record(plan) | {"first_seeds": _first_seeds(folder, plan)}
+    write_text(folder.plan_file, json.dumps(record, indent=1, ensure_ascii=False))
     asked = {run.id for run in plan.runs}
     for file in (folder.path / "failures").glob("*.json"):
         if file.stem not in asked:
             file.unlink()
+
+
+def _first_seeds(folder: Folder, plan: Plan) -> list[int]:
+    """Return the seeds that the study asked for when no run was finished yet."""
+    try:
+        before = read_json(folder.plan_file)
+    except InputError:  # there is none, or it is broken and about to be made anew
+        return plan.study.seeds
+    if any(run["arm"] != UNTUNED and folder.has_tuning(run["id"]) for run in before["runs"]):
+        first: list[int] = before.get("first_seeds", before["seeds"])
+        return first
+    return plan.study.seeds
 
 
 def _question_table(questions: QuestionSet) -> pa.Table:

@@ -1,4 +1,4 @@
-"""One run of a study: tuned, scored, and written whole."""
+"""Runs of a study, one or several in lock-step: tuned, scored, and written whole."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from lessonplan.evaluation.predict import predictions, primary
 from lessonplan.models import NUMERICS
 from lessonplan.models.rows import Row, rows_digest
 from lessonplan.study.checksums import add_sum, write_sums
-from lessonplan.study.files import naming, new_file, new_folder, write_table, write_text
-from lessonplan.study.plan import Evaluation, ModelPlan, Plan, Run
+from lessonplan.study.files import digest, naming, new_file, new_folder, write_table, write_text
+from lessonplan.study.plan import Evaluation, ModelPlan, Plan, Run, numerics
 from lessonplan.study.store import TUNING, Folder
 from lessonplan.study.watch import Watch
+from lessonplan.training.recipe import Recipe
 from lessonplan.training.schedule import received
 
 if TYPE_CHECKING:
@@ -75,13 +76,12 @@ def _adapter(folder: Folder, run: Run, seen: int) -> Path:
     return folder.tuning(run.id) / name
 
 
-def lockstep_groups(
-    folder: Folder, plan: Plan, lacking: Sequence[Run], workers: int
-) -> list[list[Run]]:
+def lockstep_groups(folder: Folder, plan: Plan, lacking: Sequence[Run]) -> list[list[Run]]:
     """Return the runs to do, those together that a worker tunes in lock-step.
 
     They have the model, the questions, the number of steps and the checkpoints in common. Groups
-    are as even as they can be, so that workers end at about the same time.
+    are as even as they can be, and depend on nothing else: a run's last digits may depend on its
+    company, and shall not on how many workers there are.
     """
     alike: dict[Any, list[Run]] = {}
     for run in lacking:
@@ -92,8 +92,7 @@ def lockstep_groups(
         alike.setdefault(key, []).append(run)
     groups = []
     for runs in alike.values():
-        rounds = -(-len(runs) // (workers * plan.study.lockstep))
-        n = min(len(runs), rounds * workers)
+        n = -(-len(runs) // plan.study.lockstep)
         groups += [runs[k * len(runs) // n : (k + 1) * len(runs) // n] for k in range(n)]
     return groups
 
@@ -130,15 +129,15 @@ class ModelWork:
         self.shared, self.watch = shared, watch
         self.engine: Any = None
         self.adapter: Any = None
-        self._told = 0.0
+        self.problem = model.problem
+        self._told = (0.0, 0)  # work, and questions trained on
         self._hidden: dict[str, Any] = {}
-        self._problem = model.problem
 
     def _load(self) -> None:
         from lessonplan.training.train import prepare
 
-        if self._problem is not None:
-            raise self._problem
+        if self.problem is not None:
+            raise self.problem
         self.watch.say(f"loading {self.model.spec.title}")
         try:
             _, self.engine, self.adapter = prepare(
@@ -147,8 +146,8 @@ class ModelWork:
                 trust_remote_code=self.model.spec.trust_remote_code,
             )
         except FAILURES as error:
-            self._problem = InputError(_said(error))
-            raise self._problem from error
+            self.problem = InputError(_said(error))
+            raise self.problem from error
 
     def do(self, run: Run) -> None:
         """Do what one run lacks. If it fails, write down why; the others can go on.
@@ -177,13 +176,18 @@ class ModelWork:
         Raises:
             OSError: see `do`.
         """
-        if len(runs) > 1 and self._done_in_lockstep(runs):
+        if len(runs) > 1 and self.done_in_lockstep(runs):
             return
         for run in runs:
             self.do(run)
 
-    def _done_in_lockstep(self, runs: Sequence[Run]) -> bool:
-        self._told = 0.0
+    def done_in_lockstep(self, runs: Sequence[Run]) -> bool:
+        """Do several runs in lock-step; say whether it went well. If not, nothing is kept.
+
+        Raises:
+            OSError: see `do`.
+        """
+        self._told = (0.0, 0)
         try:
             if self.engine is None:
                 self._load()
@@ -194,7 +198,8 @@ class ModelWork:
         except FAILURES as error:
             # Which of them it is, and why, is written down when each is done by itself.
             if self.engine is not None:
-                self.watch.worked(-self._told)
+                work, trained = self._told
+                self.watch.worked(-work, trained=-trained)
                 self.watch.note(f"{runs[0].title} and the runs beside it go one by one: {error}")
             return False
         for run in runs:
@@ -206,7 +211,7 @@ class ModelWork:
         self.watch.run_done()
 
     def _worked(self, work: float, trained: int = 0) -> None:
-        self._told += work
+        self._told = (self._told[0] + work, self._told[1] + trained)
         self.watch.worked(work, trained=trained)
 
     def _tune_and_evaluate(self, runs: Sequence[Run]) -> None:
@@ -220,7 +225,8 @@ class ModelWork:
             scoring = sum(one.scoring_seconds for one in under_way)
             tuning = (time.perf_counter() - started - scoring) / len(under_way)
             for one, log in zip(under_way, logs, strict=True):
-                self._write(one, log, tuning + one.scoring_seconds, len(under_way))
+                with naming(self.folder.tuning(one.run.id)):
+                    self._write(one, log, tuning + one.scoring_seconds, len(under_way))
 
     def _tune(self, under_way: Sequence[_UnderWay]) -> Sequence[TuningLog | None]:
         """Tune runs on the same questions, and score each at its checkpoints and at its end."""
@@ -298,7 +304,7 @@ class ModelWork:
         for evaluation in run.evaluations:
             write_table(
                 scratch / "evaluations" / f"{evaluation.id}.parquet",
-                _joined(one.tables[evaluation.id]),
+                _joined(one.tables[evaluation.id], self.model.recipe),
             )
         record = self._record(run, told, seconds, one.scoring_seconds)
         write_text(scratch / TUNING, json.dumps(record, indent=1))
@@ -343,14 +349,14 @@ class ModelWork:
                 parts.append(self._score(evaluation, seen))
             file = self.folder.evaluation(run.id, evaluation.id)
             with new_file(file) as scratch:
-                pq.write_table(_joined(parts), scratch)
+                pq.write_table(_joined(parts, self.model.recipe), scratch)
                 add_sum(self.folder.tuning(run.id), f"evaluations/{file.name}", scratch)
 
     def _lower(self, rows: Sequence[Row] | None) -> Any:
         """Return the lower layers' output for a set of rows, computed once for all runs."""
         if not rows or not self.engine.keep_below:
             return None
-        key = f"{self.model.digest[:16]}-{self.engine.keep_below}-{rows_digest(rows)[:16]}"
+        key = digest([numerics(self.model), self.engine.keep_below, rows_digest(rows)])
         if key not in self._hidden:
             with naming(self.shared):
                 self._hidden[key] = self.engine.lower(rows, self.shared / key)
@@ -407,8 +413,8 @@ class ModelWork:
                 "kept_layers": self.engine.keep_below,
             },
             "numerics": NUMERICS,
-            "versions": _versions(),
-            "machine": {"processor": processor(), "python": platform.python_version()},
+            "versions": _versions(self.model.recipe),
+            "machine": _machine(self.model.recipe.device),
             "seconds": round(seconds, 3),
             "scoring_seconds": round(scoring, 3),
             **log,
@@ -419,13 +425,29 @@ def _said(error: BaseException) -> str:
     return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
 
 
-def _joined(parts: list[pa.Table]) -> pa.Table:
+def _joined(parts: list[pa.Table], recipe: Recipe) -> pa.Table:
     """Return one evaluation, with the versions that made it: it can be later than its tuning."""
-    return pa.concat_tables(parts).replace_schema_metadata({"versions": json.dumps(_versions())})
+    made_by = {"versions": json.dumps(_versions(recipe))}
+    return pa.concat_tables(parts).replace_schema_metadata(made_by)
 
 
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in LIBRARIES}
+def _versions(recipe: Recipe) -> dict[str, str]:
+    names = [*LIBRARIES]
+    if recipe.quantization != "none" or recipe.optimizer != "adamw":
+        names.append("bitsandbytes")
+    if recipe.trainer == "trl":
+        names += ["trl", "accelerate"]
+    return {name: version(name) for name in names}
+
+
+def _machine(device: str) -> dict[str, str]:
+    """Return what a run was made on."""
+    found = {"processor": processor(), "python": platform.python_version()}
+    if device.startswith("cuda"):
+        import torch
+
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
 
 
 def processor() -> str:
