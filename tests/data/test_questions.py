@@ -380,6 +380,31 @@ def hub_folder(folder: Path) -> Path:
     return folder
 
 
+def test_cells_of_a_folder_of_csv_are_those_of_its_files(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "train.csv").write_text(
+        "id,question,A,B,C,answer,category\n007,Which?,None,NA,3,B,1.10\n008,What?,x,y,null,C,\n"
+    )
+    named: Any = {"columns": {"options": ["A", "B", "C"]}}
+    whole = read_questions(folder, split="train", **named).questions
+    alone = read_questions(folder / "train.csv", **named).questions
+    assert whole[:] == alone[:]
+    assert list(whole["id"]) == ["007", "008"]
+    assert whole["options"][0] == ["None", "NA", "3"]
+    assert list(whole["category"]) == ["1.10", None]
+
+
+def test_a_folder_with_a_broken_file(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    jsonl(folder / "train.jsonl", [mcq("A")])
+    with (folder / "train.jsonl").open("a") as file:
+        file.write('{"question": \n')
+    with pytest.raises(InputError, match=r"The folder .*set cannot be read: "):
+        read_questions(folder, split="train")
+
+
 def test_local_folder_in_the_hubs_layout(tmp_path: Path) -> None:
     folder = hub_folder(tmp_path / "set")
     with pytest.raises(InputError, match=r"several splits.*with split: train, test"):

@@ -84,7 +84,7 @@ def _open_hub(repository: str, split: str | None, name: str) -> Raw:
     import datasets
 
     try:
-        parts = datasets.load_dataset(repository)
+        parts = datasets.load_dataset(repository, **_as_they_stand(Path(repository)))
     except datasets.exceptions.DatasetNotFoundError as error:
         raise InputError(
             f"{name}: the Hugging Face hub has no data set {repository} that you may read. "
@@ -105,6 +105,20 @@ def _open_hub(repository: str, split: str | None, name: str) -> Raw:
         raise _unreachable(name, repository, error) from error
     raw = open_dataset(parts, split, name)
     return Raw(raw.table, raw.source, preset=name if name in HUB else None, original=raw.original)
+
+
+def _as_they_stand(folder: Path) -> dict[str, Any]:
+    """Return what lets the cells of a folder of CSV files be texts, as those of a single file are.
+
+    Otherwise 007 would be 7, and an option that says "None" would be missing.
+    """
+    from lessonplan.data.streams import first_rows
+
+    files = [file for file in folder.glob("**/*") if tables.table_format(file)]
+    if {tables.table_format(file) for file in files} != {"csv"}:
+        return {}
+    names = {name for file in files for name in first_rows(file, 1)}
+    return {"converters": dict.fromkeys(sorted(names), str), "keep_default_na": False}
 
 
 def open_dataset(dataset: Any, split: str | None, source: str) -> Raw:
