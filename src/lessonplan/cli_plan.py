@@ -201,7 +201,6 @@ def _limit(outcome: Any) -> str:
 
 
 def _of_file(path: Path, like: Path | None) -> Layout:
-    from lessonplan.data import read_questions
     from lessonplan.data.features import are_completions
     from lessonplan.evaluation.outcomes import place_of
     from lessonplan.evaluation.scores import LIKELIHOODS
@@ -211,20 +210,14 @@ def _of_file(path: Path, like: Path | None) -> Layout:
     from lessonplan.study.config import DataSpec
     from lessonplan.study.cost import run_cost
     from lessonplan.study.plan import named_evaluations
+    from lessonplan.study.sets import read_set
 
     study = load_study(path)
     cost = None if like is None else run_cost(like)  # first: reading data may take long
 
     def size(spec: DataSpec) -> tuple[int, str]:
         """Return the number of questions and the metric of their scores."""
-        questions = read_questions(
-            spec.data,
-            split=spec.split,
-            columns=spec.columns,
-            format=spec.format,
-            bad_rows=spec.bad_rows,
-            answer_base=spec.answer_base,
-        ).questions
+        questions = read_set(spec).questions
         score = study.scoring.score
         metric = LIKELIHOODS.get(score, score) if are_completions(questions) else ACCURACY
         return min(len(questions), spec.sample or len(questions)), metric

@@ -385,9 +385,13 @@ def _without_foreign_labels(
     return kept, ignored
 
 
+def _without_percent(cell: Any) -> str:
+    return tables.cell_text(cell).removesuffix("%").strip()
+
+
 def _is_number(cell: Any) -> bool:
     try:
-        float(tables.cell_text(cell).removesuffix("%"))
+        float(_without_percent(cell))
     except ValueError:
         return False
     return True
@@ -401,7 +405,7 @@ def _difficulty(
         return [None] * n
     values: list[float | None] = []
     for cell in found[mapping["difficulty"]]:
-        text = tables.cell_text(cell).removesuffix("%").strip()
+        text = _without_percent(cell)
         try:
             value = float(text) if text else None
         except ValueError:

@@ -134,6 +134,12 @@ def predictions(
     )
 
 
+def are_finite(table: pa.Table) -> bool:
+    """Say whether all log-likelihoods of a table of `predictions` are finite numbers."""
+    finite = pc.is_finite(pc.list_flatten(table["loglikelihood"]))
+    return bool(pc.all(finite, min_count=0).as_py())
+
+
 def primary(scoring: Scoring) -> Any:
     """Return the score that decides: the declared one, or for letters the sum."""
     return "sum" if scoring.form == "letter" else scoring.score
@@ -176,7 +182,7 @@ def evaluate(
     rows, unconditional = scoring_rows(loaded.tokenizer, questions, scoring, recipe.max_tokens)
     engine = Engine(loaded.network, longest=recipe.max_tokens)
     table = predictions(engine, questions, rows, unconditional, scoring)
-    if not pc.all(pc.is_finite(pc.list_flatten(table["loglikelihood"])), min_count=0).as_py():
+    if not are_finite(table):
         raise InputError(
             f"The log-likelihoods by {model} are no finite numbers: its weights or the adapter's "
             f"are broken, or too large for dtype: {recipe.dtype}."

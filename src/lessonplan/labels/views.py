@@ -116,7 +116,7 @@ def endpoint_view(
     log: Path,
     *,
     template: str | None = None,
-    on_answers: Callable[[int], None] | None = None,
+    on_answers: Callable[[int, int], None] | None = None,
 ) -> View:
     """Return what a model behind an OpenAI-compatible endpoint thinks, in the letter form.
 
@@ -125,7 +125,7 @@ def endpoint_view(
         questions: a question `Dataset`.
         log: where answers are kept, so that none is asked for twice.
         template: the prompt, as in `lessonplan.models.rows.question_texts`.
-        on_answers: called with the number of prompts answered so far.
+        on_answers: called with the number of prompts answered so far, and of all.
 
     Raises:
         InputError: as `lessonplan.labels.letters.ask_letters`.
@@ -137,7 +137,7 @@ def endpoint_view(
         [t.prompt for t in texts],
         [t.continuations for t in texts],
         log,
-        on_answer=on_answers,
+        on_answer=None if on_answers is None else lambda done: on_answers(done, len(texts)),
     )
     answers = np.asarray(questions["answer"][:], dtype=np.int64)
     tables, first = [], 0

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lessonplan.data.features import LETTERS, are_completions
-from lessonplan.errors import InputError
+from lessonplan.errors import InputError, counted
 from lessonplan.models.completions import completion_tokens
 
 Form = Literal["cloze", "letter"]
@@ -393,6 +393,16 @@ def token_tree(
         lengths=column(lengths),
         cut=cut,
     )
+
+
+def cut_note(rows: Sequence[Row], max_tokens: int, model: str) -> list[str]:
+    """Say how many rows were cut to fit; nothing where none was."""
+    cut = sum(row.cut > 0 for row in rows)
+    if not cut:
+        return []
+    return [
+        f"{counted(cut, 'question')} longer than {max_tokens} tokens of {model} lost the beginning."
+    ]
 
 
 _ELSEWHERE = re.compile(

@@ -236,11 +236,8 @@ def _no_difference(result: Result, best: Gain) -> Verdict:
             f"luck alone gives the best of {result.best.k} orders "
             f"{signed(result.best.luck, metric)}{unit(metric)} on average, and "
         )
-    second += (
-        "this does not show that the others are equal to it"
-        if losers
-        else ("this does not show that the orders are equal")
-    )
+    equal = "the others are equal to it" if losers else "the orders are equal"
+    second += f"this does not show that {equal}"
     if result.smallest is not None:
         second += (
             f": only a gain of about {amount(result.smallest, metric)} or more would have been "

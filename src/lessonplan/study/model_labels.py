@@ -35,7 +35,7 @@ from lessonplan.models.loading import (
     release,
     resolve,
 )
-from lessonplan.models.rows import points_elsewhere, rotated_texts, rows_digest
+from lessonplan.models.rows import cut_note, points_elsewhere, rows_digest
 from lessonplan.study.config import ModelSpec, changed_recipe
 from lessonplan.study.files import digest, read_table, write_table
 from lessonplan.study.sources import LabelSpec
@@ -248,15 +248,7 @@ def _own_views(
         )
         file = means.folder / f"view-{digest(identity)}.parquet"
         tasks.append((file, Task(model.model, content, own, call)))
-        cut = sum(row.cut > 0 for row in rows)
-        notes.append(
-            [
-                f"{counted(cut, 'question')} longer than {own.max_tokens} tokens of {model.title} "
-                "lost the beginning."
-            ]
-            if cut
-            else []
-        )
+        notes.append(cut_note(rows, own.max_tokens, model.title))
     return [
         View(
             model.title,
@@ -328,14 +320,13 @@ def _served_view(
     asked = Endpoint(endpoint.model, endpoint.url, **spec.endpoint.model_dump())
     # Paid for, so in the user's cache: other studies of the same questions ask for nothing again.
     log = cache_folder() / "answers" / f"{digest([asked.base, asked.model, asked.api])}.jsonl"
-    prompts = sum(map(len, rotated_texts(questions, template=scoring.template)))
     text = f"difficulty by {asked.model} at {asked.url}"
     view = endpoint_view(
         asked,
         questions,
         log,
         template=scoring.template,
-        on_answers=lambda done: watch.progress(text, done, prompts),
+        on_answers=partial(watch.progress, text),
     )
     if view.kept:
         watch.note(

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lessonplan import orders
-from lessonplan.errors import InputError, counted
+from lessonplan.errors import InputError
 from lessonplan.evaluation.predict import Unconditional, scoring_rows
 from lessonplan.labels.label import Kind
 from lessonplan.models import NUMERICS
@@ -29,7 +29,7 @@ from lessonplan.models.loading import (
     load_tokenizer,
     resolve,
 )
-from lessonplan.models.rows import Row, points_elsewhere, question_rows, rows_digest
+from lessonplan.models.rows import Row, cut_note, points_elsewhere, question_rows, rows_digest
 from lessonplan.seeds import stream
 from lessonplan.study.arms import arms, unused_labels
 from lessonplan.study.config import ArmSpec, ModelSpec, Study, model_recipe
@@ -229,13 +229,9 @@ def _model_plan(
     for questions in evaluation:
         check_completions(questions.questions, study.scoring, questions.name)
     rows = {s.name: _row_set(study, recipe, tokenizer, s) for s in training + evaluation}
-    for row_set in rows.values():
-        cut = sum(row.cut > 0 for row in row_set.score)
-        if cut:
-            notes.append(
-                f"{row_set.questions.name}: {counted(cut, 'question')} longer than "
-                f"{recipe.max_tokens} tokens of {spec.title} lost the beginning."
-            )
+    for name, row_set in rows.items():
+        cut = cut_note(row_set.score, recipe.max_tokens, spec.title)
+        notes += [f"{name}: {note}" for note in cut]
     model = ModelPlan(spec, recipe, folder, fingerprint(folder), rows, [])
     model.runs.append(_untuned_run(study, model, training, evaluation))
     for questions in training:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lessonplan.data import folds, overlap, read_questions, sample
+from lessonplan.data import Reading, folds, overlap, read_questions, sample
 from lessonplan.errors import InputError, counted
 from lessonplan.labels.label import KINDS, Kind, Label
 from lessonplan.study.arms import label_sources
@@ -93,8 +94,13 @@ def evaluation_set(spec: DataSpec) -> QuestionSet:
     return QuestionSet(spec.title, questions, notes)
 
 
-def _read(spec: DataSpec, keep: list[str]) -> tuple[Any, list[str]]:
-    reading = read_questions(
+def read_set(spec: DataSpec, keep: Sequence[str] = ()) -> Reading:
+    """Read all questions of a set, before a sample of them is drawn.
+
+    Raises:
+        InputError: data that cannot be used.
+    """
+    return read_questions(
         spec.data,
         split=spec.split,
         columns=spec.columns,
@@ -103,6 +109,10 @@ def _read(spec: DataSpec, keep: list[str]) -> tuple[Any, list[str]]:
         keep=keep,
         answer_base=spec.answer_base,
     )
+
+
+def _read(spec: DataSpec, keep: Sequence[str]) -> tuple[Any, list[str]]:
+    reading = read_set(spec, keep)
     questions = reading.questions
     if spec.sample is not None:
         questions = sample(questions, spec.sample, spec.sample_seed)

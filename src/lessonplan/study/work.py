@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lessonplan.errors import InputError, without_secrets
-from lessonplan.evaluation.predict import predictions, primary
+from lessonplan.evaluation.predict import are_finite, predictions, primary
 from lessonplan.models import NUMERICS
 from lessonplan.models.rows import Row, rows_digest
 from lessonplan.study.checksums import add_sum, write_sums
@@ -381,7 +380,7 @@ class ModelWork:
             checkpoint=seen,
         )
         # The last step of a run can ruin the weights after its loss was still a number.
-        if not pc.all(pc.is_finite(pc.list_flatten(table["loglikelihood"]))).as_py():
+        if not are_finite(table):
             raise RuntimeError(
                 f"After {seen} questions the log-likelihoods of {evaluation.of} are no finite "
                 "numbers. A lower learning_rate usually helps."
